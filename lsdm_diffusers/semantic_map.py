@@ -1,0 +1,316 @@
+"""Semantic maps of axial chest CT: labels, reading, validation, making them from HU, finding nodules (thesis, section 4.3)."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+
+HU_MIN, HU_MAX = -1024, 800  # the window that is scaled to [-1, 1]; thesis, section 4.1
+
+
+class SemanticLabel(IntEnum):
+    """The eight labels of a semantic map. The grey or palette index of a pixel in a PNG is its label."""
+
+    BACKGROUND = 0  # everything that is not body or lung: air around the patient, in trachea and bowel, table, clothes
+    BODY = 1  # -400..0 HU: fat, skin
+    SOFT_TISSUE = 2  # 0..200 HU
+    HIGH_DENSITY = 3  # from 200 HU: bone, contrast-filled vessels
+    LUNG = 4  # the lungs with the vessels inside them
+    NODULE_BENIGN = 5  # malignancy rating below 3
+    NODULE_INDETERMINATE = 6  # malignancy rating 3
+    NODULE_MALIGNANT = 7  # malignancy rating above 3
+
+    @classmethod
+    def for_malignancy(cls, rating: float) -> "SemanticLabel":
+        """The nodule label for a malignancy rating in 1..5 (thesis, Fig. 4.1)."""
+        if not 1 <= rating <= 5:
+            raise ValueError(f"`rating` is {rating}, but a malignancy rating lies in 1..5.")
+        if rating < 3:
+            return cls.NODULE_BENIGN
+        return cls.NODULE_INDETERMINATE if rating == 3 else cls.NODULE_MALIGNANT
+
+
+NUM_LABELS = len(SemanticLabel)
+LABEL_NAMES = (
+    "background",
+    "body",
+    "soft tissue",
+    "high density",
+    "lung",
+    "nodule, malignancy < 3",
+    "nodule, malignancy = 3",
+    "nodule, malignancy > 3",
+)
+PALETTE = np.array(
+    [
+        (0, 0, 0),
+        (214, 158, 120),
+        (176, 74, 74),
+        (240, 234, 206),
+        (88, 136, 192),
+        (98, 196, 94),
+        (246, 200, 60),
+        (232, 50, 172),
+    ],
+    dtype=np.uint8,
+)
+
+
+def _check_labels(labels: np.ndarray) -> np.ndarray:
+    if labels.dtype == bool or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"`semantic_map` has dtype {labels.dtype}, but integer labels 0..{NUM_LABELS - 1} are needed.")
+    if labels.size and (labels.min() < 0 or labels.max() >= NUM_LABELS):
+        wrong = labels[(labels < 0) | (labels >= NUM_LABELS)]
+        raise ValueError(
+            f"`semantic_map` contains the value {wrong.flat[0]} ({wrong.size} pixels outside the labels), but labels are 0..{NUM_LABELS - 1}."
+        )
+    return labels
+
+
+def read_semantic_map(source) -> np.ndarray:
+    """Read one semantic map, or a stack of them, and check its labels.
+
+    Args:
+        source: a PIL image of mode "L" or "P", an integer array or tensor of shape (H, W) or (B, H, W), or the path of a PNG file.
+
+    Returns:
+        `uint8` array of labels 0..7, of the shape of `source`.
+
+    Raises:
+        ValueError: for another mode, dtype or number of dimensions, or a value outside 0..7, which is named.
+    """
+    if isinstance(source, (str, Path)):
+        with PIL.Image.open(source) as image:
+            image.load()
+        return read_semantic_map(image)
+    if isinstance(source, PIL.Image.Image):
+        if source.mode not in ("L", "P"):
+            raise ValueError(f'`semantic_map` is an image of mode "{source.mode}", but mode "L" or "P" with the label as pixel value is needed.')
+        labels = np.asarray(source)
+    elif isinstance(source, torch.Tensor):
+        labels = source.detach().cpu()
+        labels = (labels.float() if labels.dtype == torch.bfloat16 else labels).numpy()
+    elif isinstance(source, np.ndarray):
+        labels = source
+    else:
+        raise ValueError(f"`semantic_map` is a {type(source).__name__}, but a PIL image, an array, a tensor or the path of a PNG is needed.")
+    if labels.ndim not in (2, 3) or 0 in labels.shape:
+        raise ValueError(f"`semantic_map` has shape {tuple(labels.shape)}, but (H, W) or (B, H, W) is needed.")
+    return _check_labels(labels).astype(np.uint8)
+
+
+def semantic_map_image(semantic_map: np.ndarray) -> PIL.Image.Image:
+    """The map (H, W) as a palette image (mode "P"): seen in colours, while each pixel value stays the label."""
+    labels = read_semantic_map(semantic_map)
+    if labels.ndim != 2:
+        raise ValueError(f"`semantic_map` has shape {labels.shape}, but one map (H, W) is needed for an image.")
+    image = PIL.Image.fromarray(labels).convert("P")  # "L" to "P" keeps the pixel values
+    image.putpalette(PALETTE.flatten().tolist())
+    return image
+
+
+@dataclass(frozen=True)
+class Nodule:
+    """One nodule of a semantic map; pixels, origin at the top left."""
+
+    label: SemanticLabel
+    centroid_yx: tuple[float, float]
+    box_yxyx: tuple[int, int, int, int]  # half-open: rows box[0]:box[2], columns box[1]:box[3]
+    area: int
+
+
+def find_nodules(semantic_map) -> list[Nodule]:
+    """The nodules of one map: connected components (8 neighbours) of equal label 5..7, in raster order of their first pixel.
+
+    >>> import numpy as np
+    >>> labels = np.full((64, 64), 4, dtype=np.uint8)
+    >>> labels[10:14, 20:26] = 7
+    >>> find_nodules(labels)[0].area
+    24
+    """
+    from skimage.measure import label, regionprops
+
+    labels = read_semantic_map(semantic_map)
+    if labels.ndim != 2:
+        raise ValueError(f"`semantic_map` has shape {labels.shape}, but `find_nodules` takes one map (H, W).")
+    components = label(np.where(labels >= SemanticLabel.NODULE_BENIGN, labels, 0), background=0, connectivity=2)
+    return [
+        Nodule(
+            SemanticLabel(int(labels[tuple(region.coords[0])])),
+            tuple(float(c) for c in region.centroid),
+            tuple(int(b) for b in region.bbox),
+            int(region.area),
+        )
+        for region in regionprops(components)
+    ]
+
+
+def max_pool_one_hot(semantic_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """m̃: labels (B, H, W) max-pooled to `size`, then one-hot, (B, 8, *size), float32 (thesis, section 3.3).
+
+    Max-pooling keeps the larger label, so a small nodule (5..7) never vanishes. `size` must divide (H, W).
+    """
+    height, width = semantic_map.shape[-2:]
+    if height % size[0] or width % size[1]:
+        raise ValueError(f"`semantic_map` of {height}x{width} pixels cannot be max-pooled to {size[0]}x{size[1]}: not a whole multiple.")
+    window = (height // size[0], width // size[1])
+    pooled = F.max_pool2d(semantic_map[:, None].float(), window, window)[:, 0].long()
+    return F.one_hot(pooled, NUM_LABELS).movedim(-1, 1).float().contiguous()
+
+
+def _disk(radius_mm: float, pixel_spacing: float) -> np.ndarray:
+    from skimage.morphology import disk
+
+    return disk(max(1, round(radius_mm / pixel_spacing)))
+
+
+def body_mask(hu: np.ndarray, pixel_spacing: float = 0.7) -> np.ndarray:
+    """Mask (H, W) of the patient, lungs and airways included; table, clothes and tubes beside the patient are not.
+
+    The opening cuts what hangs on the patient by a thin bridge or is thin itself; the largest piece is the trunk, and pieces
+    at least a tenth as large, as thick as an arm and not hollow (as a table is) stay with it.
+    """
+    from scipy.ndimage import binary_fill_holes, distance_transform_edt
+    from skimage.filters import gaussian
+    from skimage.measure import label, regionprops
+    from skimage.morphology import opening
+
+    tissue = np.pad(gaussian(np.clip(hu, HU_MIN, HU_MAX).astype(np.float32), 1.0, preserve_range=True) > -400, 1)
+    solid = opening(binary_fill_holes(tissue), _disk(6.0, pixel_spacing))
+    pieces = regionprops(label(solid))
+    if not pieces:
+        return np.zeros(hu.shape, dtype=bool)
+    largest = max(pieces, key=lambda piece: piece.area)
+    mask = np.zeros(solid.shape, dtype=bool)
+    for piece in pieces:
+        thickness_mm = 2 * distance_transform_edt(np.pad(piece.image, 1)).max() * pixel_spacing
+        hollow = tissue[tuple(piece.coords.T)].mean() < 0.8
+        if piece is largest or (piece.area >= 0.1 * largest.area and thickness_mm >= 50 and not hollow):
+            mask[tuple(piece.coords.T)] = True
+    return mask[1:-1, 1:-1]
+
+
+def lung_mask(hu: np.ndarray, body: np.ndarray, pixel_spacing: float = 0.7) -> np.ndarray:
+    """Mask (H, W) of the lungs by K-means on HU, erosion and dilation, and marching squares (thesis, section 4.3).
+
+    Vessels and nodules inside a lung belong to it; the trachea, bowel gas and other free air (nearly -1000 HU) do not.
+
+    Args:
+        hu: slice in Hounsfield units, (H, W).
+        body: mask of the patient, from `body_mask`.
+        pixel_spacing: edge of a pixel in mm.
+    """
+    from skimage.draw import polygon2mask
+    from skimage.filters import gaussian
+    from skimage.measure import find_contours, label, regionprops
+    from skimage.morphology import closing, dilation, erosion, remove_small_holes
+    from sklearn.cluster import KMeans
+
+    empty = np.zeros(hu.shape, dtype=bool)
+    values = np.clip(hu, HU_MIN, HU_MAX).astype(np.float32)
+    inside = values[body]
+    if inside.size < 100 or (inside < -500).sum() < 20:
+        return empty
+    # aerated lung, fat, soft tissue: fixed starts make the clustering deterministic
+    means = KMeans(3, init=np.array([[-850.0], [-100.0], [50.0]]), n_init=1).fit(inside[:: max(1, inside.size // 20000), None])
+    lung_mean, fat_mean = np.sort(means.cluster_centers_[:, 0])[:2]
+    if lung_mean > -500:
+        return empty
+    aerated = (gaussian(values, 0.7, preserve_range=True) < (lung_mean + fat_mean) / 2) & body
+
+    core = erosion(aerated, _disk(1.4, pixel_spacing))
+    kept = np.zeros_like(core)
+    pieces = label(core)
+    for piece in regionprops(pieces):
+        rows, columns = piece.coords.T
+        area_mm2 = piece.area * pixel_spacing**2
+        median = np.median(values[rows, columns])
+        free_air = median < (-930 if area_mm2 < 700 else -975)
+        if area_mm2 >= 15 and not free_air:
+            kept[rows, columns] = True
+    if not kept.any():
+        return empty
+    lungs = dilation(kept, _disk(2.1, pixel_spacing)) & aerated
+    lungs = closing(np.pad(lungs, 16), _disk(4.2, pixel_spacing))[16:-16, 16:-16] & body
+    # airways and gas keep their partial-volume edge; the rest of the aerated edge belongs to the lung
+    free_air = dilation((pieces > 0) & ~kept, _disk(1.4, pixel_spacing)) & aerated
+    edge = dilation(lungs, _disk(2.1, pixel_spacing)) & (values < -400) & body
+    lungs = (lungs | edge) & ~free_air
+    # a hole of up to 44 mm diameter is a vessel or nodule, a larger one the mediastinum between joined lungs
+    lungs = remove_small_holes(lungs, max_size=int(1500 / pixel_spacing**2))
+
+    outline = np.zeros(hu.shape, dtype=int)  # winding number: outer contours count up, holes down
+    padded = np.pad(gaussian(lungs.astype(np.float32), 0.7), 1)
+    for contour in find_contours(padded, 0.5, positive_orientation="high"):
+        y, x = contour[:, 0] - 1, contour[:, 1] - 1
+        signed_area = 0.5 * np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])
+        outline += int(np.sign(signed_area)) * polygon2mask(hu.shape, np.stack([y, x], axis=1))
+    if outline.min() < 0:  # orientation convention: make outer contours positive
+        outline = -outline
+    return outline > 0
+
+
+def semantic_map_from_hu(hu, pixel_spacing: float = 0.7, nodules: Iterable[tuple[np.ndarray, float]] = ()) -> np.ndarray:
+    """Make the semantic map of one axial CT slice by the rules of the thesis (section 4.3).
+
+    HU thresholds give body (-400..0), soft tissue (0..200) and high-density tissue (200 and more) inside the body outline; the
+    lungs come from K-means, morphology and marching squares; nodules are painted over. Thresholds see the slice through a 3x3
+    median, as image noise would otherwise speckle the map.
+
+    Args:
+        hu: slice in Hounsfield units, (H, W); values below -1024 (padding outside the scan circle) count as air.
+        pixel_spacing: edge of a pixel in mm; sizes of the morphology follow it.
+        nodules: pairs of a boolean mask (H, W) and the malignancy rating 1..5.
+
+    Returns:
+        `uint8` labels, (H, W), values of `SemanticLabel`.
+
+    Example:
+        >>> import numpy as np
+        >>> semantic_map_from_hu(np.full((64, 64), -1000)).max()
+        np.uint8(0)
+    """
+    from scipy.ndimage import median_filter
+
+    hu = hu.detach().cpu().numpy() if isinstance(hu, torch.Tensor) else np.asarray(hu)
+    if hu.ndim != 2:
+        raise ValueError(f"`hu` has shape {hu.shape}, but one slice (H, W) is needed.")
+    if not np.isfinite(hu).all():
+        raise ValueError(f"`hu` contains {int((~np.isfinite(hu)).sum())} values that are not finite, but Hounsfield units are needed.")
+    if not pixel_spacing > 0:
+        raise ValueError(f"`pixel_spacing` is {pixel_spacing}, but the edge of a pixel in mm is above 0.")
+    values = median_filter(np.clip(hu, HU_MIN, HU_MAX).astype(np.float32), 3)
+    body = body_mask(hu, pixel_spacing)
+    labels = np.zeros(hu.shape, dtype=np.uint8)
+    labels[body & (values >= -400)] = SemanticLabel.BODY
+    labels[body & (values >= 0)] = SemanticLabel.SOFT_TISSUE
+    labels[body & (values >= 200)] = SemanticLabel.HIGH_DENSITY
+    labels[lung_mask(hu, body, pixel_spacing)] = SemanticLabel.LUNG
+    return paint_nodules(labels, nodules)
+
+
+def paint_nodules(semantic_map: np.ndarray, nodules: Iterable[tuple[np.ndarray, float]]) -> np.ndarray:
+    """A copy of the map (H, W) with each nodule mask painted over in the label of its malignancy rating 1..5."""
+    labels = semantic_map.copy()
+    for mask, malignancy in nodules:
+        mask = np.asarray(mask)
+        if mask.shape != labels.shape or mask.dtype != bool:
+            raise ValueError(f"A mask in `nodules` has shape {mask.shape} and dtype {mask.dtype}, but a boolean mask {labels.shape} is needed.")
+        labels[mask] = SemanticLabel.for_malignancy(malignancy)
+    return labels
+
+
+def contour_mask(contour_xy: Sequence[tuple[float, float]], shape: tuple[int, int]) -> np.ndarray:
+    """Boolean mask of a nodule contour given as (column, row) points, the outline included, as LIDC's contours are drawn."""
+    from skimage.draw import polygon, polygon_perimeter
+
+    columns, rows = np.asarray(contour_xy, dtype=float).T
+    mask = np.zeros(shape, dtype=bool)
+    mask[polygon(rows, columns, shape)] = True
+    mask[polygon_perimeter(rows, columns, shape, clip=True)] = True
+    return mask
