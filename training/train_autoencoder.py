@@ -1,0 +1,208 @@
+"""Train the KL autoencoder of the latent space (thesis, section 3.1).
+
+    accelerate launch training/train_autoencoder.py --dataset_name lung-ct-small-data --output_dir lung-ct-small/vae \
+        --block_out_channels 24 48 96 --max_train_steps 1500
+
+Loss: L1 on values and on differences of neighbouring pixels, plus a small KL term. The measured 1 / std of the training latents is
+stored as `scaling_factor`.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from datasets import load_dataset
+from diffusers import AutoencoderKL
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from tqdm.auto import tqdm
+
+HU_MIN, HU_MAX = -1024, 800
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset_name", required=True, help="dataset folder or Hub id with columns image (HU + 1024, 16-bit) and kind")
+    data.add_argument("--crop_size", type=int, default=96, help="edge of the random crops of slices, pixels")
+    data.add_argument("--dataloader_num_workers", type=int, default=0)
+    model = parser.add_argument_group("model")
+    model.add_argument("--block_out_channels", type=int, nargs="+", default=[128, 256, 512], help="widths; their number sets f = 2^(n-1)")
+    model.add_argument("--layers_per_block", type=int, default=1)
+    model.add_argument("--latent_channels", type=int, default=3)
+    model.add_argument("--norm_num_groups", type=int, default=12)
+    optimisation = parser.add_argument_group("optimisation")
+    optimisation.add_argument("--train_batch_size", type=int, default=4, help="slice crops a step; nodule crops take the same number of pixels")
+    optimisation.add_argument("--max_train_steps", type=int, default=1500)
+    optimisation.add_argument("--learning_rate", type=float, default=1e-3, help="peak of the one-cycle schedule")
+    optimisation.add_argument("--kl_weight", type=float, default=1e-4)
+    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    optimisation.add_argument("--max_grad_norm", type=float, default=1.0)
+    optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None)
+    optimisation.add_argument("--ema_max_decay", type=float, default=0.999)
+    optimisation.add_argument("--seed", type=int, default=0)
+    run = parser.add_argument_group("run")
+    run.add_argument("--output_dir", type=Path, required=True)
+    run.add_argument("--validation_steps", type=int, default=500)
+    run.add_argument("--num_validation_images", type=int, default=8)
+    run.add_argument("--checkpointing_steps", type=int, default=250)
+    run.add_argument("--checkpoints_total_limit", type=int, default=2)
+    run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N", or "latest"')
+    run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
+    return parser.parse_args()
+
+
+def scaled(image) -> np.ndarray:
+    """16-bit image of HU + 1024 to [-1, 1], float32."""
+    return np.asarray(image, dtype=np.float32) * (2 / (HU_MAX - HU_MIN)) - 1
+
+
+def training_batch(slices, nodules, step, args):
+    """Crops for one step, drawn from the step's own random generator, so that a resumed run sees the same data."""
+    generator = np.random.default_rng((args.seed, step))
+    from_nodules = bool(nodules) and step % 2 == 1 or not slices
+    pool = nodules if from_nodules else slices
+    size = min(args.crop_size, min(pool[0].shape))
+    count = args.train_batch_size * (args.crop_size // size) ** 2 if from_nodules else args.train_batch_size
+    batch = []
+    for index in generator.integers(len(pool), size=count):
+        image = pool[index]
+        y, x = generator.integers(image.shape[0] - size + 1), generator.integers(image.shape[1] - size + 1)
+        crop = image[y : y + size, x : x + size]
+        crop = np.rot90(crop, generator.integers(4))
+        batch.append(crop[:, ::-1] if generator.integers(2) else crop)
+    return torch.from_numpy(np.stack(batch).copy())[:, None]
+
+
+def autoencoder_loss(vae, pixels, args):
+    posterior = vae.encode(pixels).latent_dist
+    latents = posterior.sample()
+    reconstruction = vae.decode(latents).sample
+    values = F.l1_loss(reconstruction, pixels)
+    differences = sum(F.l1_loss(reconstruction.diff(dim=dim), pixels.diff(dim=dim)) for dim in (2, 3))
+    kl = posterior.kl().mean() / latents[0].numel()
+    return values + differences + args.kl_weight * kl, {"l1": values.item(), "differences": differences.item(), "kl": kl.item()}
+
+
+@torch.no_grad()
+def validate(vae, images, output_dir, step):
+    """PSNR (peak 2, the range of the values) and mean absolute error in HU over whole validation slices; a picture of the first four."""
+    errors, panels = [], []
+    for image in images:
+        pixels = torch.from_numpy(image)[None, None].to(vae.device)
+        reconstruction = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+        difference = (reconstruction - pixels).float()
+        errors.append((10 * math.log10(4 / difference.pow(2).mean().item()), difference.abs().mean().item() * (HU_MAX - HU_MIN) / 2))
+        if len(panels) < 4:
+            panels.append(np.concatenate([((p[0, 0].cpu().numpy() + 1) * 127.5).astype(np.uint8) for p in (pixels, reconstruction)], axis=0))
+    Image.fromarray(np.concatenate(panels, axis=1)).save(output_dir / f"validation-{step}.png")
+    psnr, hu_error = np.mean(errors, axis=0)
+    return {"psnr": float(psnr), "mae_hu": float(hu_error)}
+
+
+def main():
+    args = parse_args()
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=args.report_to,
+        project_dir=args.output_dir,
+    )
+    set_seed(args.seed)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+
+    dataset = load_dataset(args.dataset_name)
+    kinds = np.array(dataset["train"]["kind"])
+    train = dataset["train"].select_columns("image")
+    slices = [scaled(train[int(i)]["image"]) for i in np.flatnonzero(kinds == "slice")]
+    nodules = [scaled(train[int(i)]["image"]) for i in np.flatnonzero(kinds == "nodule")]
+    held_out = np.flatnonzero(np.array(dataset["validation"]["kind"]) == "slice")
+    chosen = held_out[np.linspace(0, len(held_out) - 1, min(args.num_validation_images, len(held_out))).astype(int)]
+    validation_images = [scaled(dataset["validation"][int(i)]["image"]) for i in chosen]
+
+    levels = len(args.block_out_channels)
+    vae = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        block_out_channels=args.block_out_channels,
+        layers_per_block=args.layers_per_block,
+        latent_channels=args.latent_channels,
+        norm_num_groups=args.norm_num_groups,
+        mid_block_add_attention=False,  # convolutional throughout: trained on crops, used on slices and on 64x64 nodule crops
+    )
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.max_train_steps, pct_start=0.1)
+    ema = EMAModel(vae.parameters(), decay=args.ema_max_decay)
+    vae, optimizer = accelerator.prepare(vae, optimizer)
+    ema.to(accelerator.device)
+    accelerator.register_for_checkpointing(ema, schedule)
+    if args.report_to:
+        accelerator.init_trackers("lsdm-autoencoder", config={k: str(v) for k, v in vars(args).items()})
+
+    step = 0
+    checkpoints = sorted(args.output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    if args.resume_from_checkpoint:
+        folder = (checkpoints[-1] if checkpoints else None) if args.resume_from_checkpoint == "latest" else Path(args.resume_from_checkpoint)
+        if folder is not None:
+            accelerator.load_state(str(folder))
+            step = int(folder.name.split("-")[1])
+
+    progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5)
+    model = accelerator.unwrap_model(vae)
+    while step < args.max_train_steps:
+        pixels = training_batch(slices, nodules, step * accelerator.num_processes + accelerator.process_index, args).to(accelerator.device)
+        with accelerator.accumulate(vae), accelerator.autocast():
+            loss, parts = autoencoder_loss(model, pixels, args)
+            if not torch.isfinite(loss):
+                raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(vae.parameters(), args.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        schedule.step()
+        ema.step(model.parameters())
+        step += 1
+        progress.update()
+        progress.set_postfix(parts, refresh=False)
+        accelerator.log({"loss": loss.item(), **parts}, step=step)
+        if not accelerator.is_main_process:
+            continue
+        if step % args.checkpointing_steps == 0:
+            accelerator.save_state(str(args.output_dir / f"checkpoint-{step}"))
+            saved = sorted(args.output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+            for old in saved[: -args.checkpoints_total_limit]:
+                for file in sorted(old.rglob("*"), reverse=True):
+                    file.unlink() if file.is_file() else file.rmdir()
+                old.rmdir()
+        if step % args.validation_steps == 0 or step == args.max_train_steps:
+            ema.store(model.parameters())
+            ema.copy_to(model.parameters())
+            figures = validate(model, validation_images, args.output_dir, step)
+            ema.restore(model.parameters())
+            accelerator.log(figures, step=step)
+            tqdm.write(f"step {step}: validation PSNR {figures['psnr']:.2f} dB, mean absolute error {figures['mae_hu']:.1f} HU")
+
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        ema.copy_to(model.parameters())
+        with torch.no_grad():
+            every = slices[:: max(1, len(slices) // 16)]
+            latents = [model.encode(torch.from_numpy(s)[None, None].to(accelerator.device)).latent_dist.mode() for s in every]
+        model.register_to_config(scaling_factor=float(1 / torch.cat([z.flatten() for z in latents]).std()))
+        figures = validate(model, validation_images, args.output_dir, step)
+        model.save_pretrained(args.output_dir)
+        (args.output_dir / "validation.json").write_text(json.dumps({"step": step, **figures}, indent=1) + "\n")
+        print(f"scaling_factor {model.config.scaling_factor:.4f}; {figures}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
