@@ -1,0 +1,24 @@
+"""Lung CT slices from semantic maps, as a plug-in for Hugging Face diffusers."""
+
+# Imported eagerly: diffusers' loader looks component classes up in `sys.modules` only.
+from . import guidance, semantic_map
+from .checkpoint import small_checkpoint
+from .models.nodule_classifier import NoduleClassifier
+from .models.unet_spade import SpadeUNet2DModel
+from .pipeline_lsdm import LSDMGuidedPipeline, LSDMPipelineOutput
+from .semantic_map import SemanticLabel, find_nodules, semantic_map_from_hu
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LSDMGuidedPipeline",
+    "LSDMPipelineOutput",
+    "NoduleClassifier",
+    "SemanticLabel",
+    "SpadeUNet2DModel",
+    "find_nodules",
+    "guidance",
+    "semantic_map",
+    "semantic_map_from_hu",
+    "small_checkpoint",
+]

@@ -9,6 +9,7 @@ from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.models.upsampling import Upsample2D
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from ..semantic_map import NUM_LABELS, max_pool_one_hot
@@ -165,7 +166,7 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
                 channels = width
                 skips.append(channels)
             if level < len(levels) - 1:
-                self.downsamplers.append(Downsample2D(channels, use_conv=True, padding=1))
+                self.downsamplers.append(Downsample2D(channels, use_conv=True, padding=1, name="op"))
                 skips.append(channels)
 
         self.mid_resnets = nn.ModuleList([resnet(channels, channels, "mid") for _ in range(2)])
@@ -190,6 +191,7 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
         blocks += [(block, levels - 1 - index // (layers + 1)) for index, block in enumerate(self.up_resnets)]
         return [(block, level) for block, level in blocks if isinstance(block.norm1, SpadeNorm)]
 
+    @apply_forward_hook
     def compute_modulation(self, semantic_map: torch.Tensor, sample_size: int | tuple[int, int]) -> tuple:
         """γ and β of every SPADE layer for these maps; they depend on neither t nor z_t, so one call serves a whole sampling run.
 

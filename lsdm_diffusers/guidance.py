@@ -1,0 +1,110 @@
+"""Classifier guidance for any scheduler, and its masked, local form for nodules (thesis, section 3.4).
+
+Which formula. With z_t = α·z_0 + σ·noise the score is -ε/σ, so adding s·g, g = ∇ log p(y | z_t), to the score means
+ε̂ = ε - s·σ·g (Dhariwal & Nichol 2021, Alg. 2), applied to the model output *before* `scheduler.step`. It holds in every scheduler's
+own coordinates. The thesis prints s·σ_t·log p added to the DDPM mean (eq. 3.6, Alg. 2); read literally that lacks the gradient sign,
+uses σ_t where its own eq. 3.5 has Σ = σ_t², and under DDIM with η = 0 it vanishes.
+"""
+
+import torch
+import torch.nn.functional as F
+
+CROP = 64  # edge in pixels of what the classifiers see; thesis, section 3.4.1
+
+
+def noise_level(scheduler, timestep) -> tuple[torch.Tensor, torch.Tensor]:
+    """(α, σ) with z_t = α·z_0 + σ·noise at `timestep`, asked of the scheduler itself; 0-dim float32 tensors.
+
+    Args:
+        scheduler: any diffusers scheduler with `add_noise`, or with `scale_noise` (flow matching).
+        timestep: one of `scheduler.timesteps`.
+    """
+    timestep = torch.as_tensor(timestep).reshape(1)
+    one, zero = torch.ones(1, device=timestep.device), torch.zeros(1, device=timestep.device)
+    if hasattr(scheduler, "add_noise"):
+        alpha, sigma = scheduler.add_noise(one, zero, timestep), scheduler.add_noise(zero, one, timestep)
+    elif hasattr(scheduler, "scale_noise"):
+        alpha, sigma = scheduler.scale_noise(one, timestep, zero), scheduler.scale_noise(zero, timestep, one)
+    else:
+        raise ValueError(f"`scheduler` is {type(scheduler).__name__}, but guidance needs one with `add_noise` or `scale_noise`.")
+    return alpha[0], sigma[0]
+
+
+def guide_model_output(model_output, gradient, alpha, sigma, prediction_type: str) -> torch.Tensor:
+    """Shift the model output so that its score becomes score + gradient.
+
+    Args:
+        model_output: (B, c, h, w), as the U-Net gave it.
+        gradient: s·g, g = ∇ log p(y | z_t) with respect to the scheduler's latents, of the same shape.
+        alpha, sigma: from `noise_level`.
+        prediction_type: "epsilon", "sample", "v_prediction" or "flow_prediction".
+    """
+    if prediction_type == "epsilon":
+        return model_output - sigma * gradient
+    if prediction_type == "sample":
+        return model_output + sigma**2 / alpha * gradient
+    if prediction_type == "v_prediction":
+        return model_output - sigma * (alpha**2 + sigma**2) ** 0.5 / alpha * gradient
+    if prediction_type == "flow_prediction":
+        return model_output - sigma / alpha * gradient
+    raise ValueError(f'`prediction_type` is {prediction_type!r}, but "epsilon", "sample", "v_prediction" or "flow_prediction" is needed.')
+
+
+def crop_box(centroid_yx: tuple[float, float], latent_size: tuple[int, int], factor: int) -> tuple[int, int, int, int]:
+    """Latent box (y0, x0, y1, x1) of 64/f latents an edge centred at a nodule, moved inside the frame at the border.
+
+    Args:
+        centroid_yx: centroid in pixels.
+        latent_size: height and width of the latents.
+        factor: down-sampling f of the autoencoder.
+    """
+    edge = CROP // factor
+    if min(latent_size) < edge:
+        raise ValueError(f"`semantic_map` is smaller than the {CROP}x{CROP} pixels around a nodule that the classifiers see.")
+    # pixel centre p lies at latent coordinate (p + 0.5) / f; round half up, so that the box never depends on Python's round-to-even
+    start = [int((c + 0.5) / factor - edge / 2 + 0.5) for c in centroid_yx]
+    y, x = (min(max(s, 0), limit - edge) for s, limit in zip(start, latent_size, strict=True))
+    return y, x, y + edge, x + edge
+
+
+def nodule_mask(nodule: torch.Tensor, latent_size: tuple[int, int], dilation: int = 1) -> torch.Tensor:
+    """Boolean mask, (h, w), of where guidance acts: the nodule max-pooled to latent resolution and dilated by `dilation` latents.
+
+    The thesis prints the mask as (1 - M) with M = 1 *outside* the dilated nodule (eq. 3.8); this is 1 - M.
+
+    Args:
+        nodule: boolean mask of one nodule, (H, W), in pixels.
+    """
+    pooled = F.adaptive_max_pool2d(nodule[None, None].float(), latent_size)
+    return F.max_pool2d(pooled, 2 * dilation + 1, stride=1, padding=dilation)[0, 0] > 0
+
+
+def classifier_gradient(crops, timestep, decode, classifiers, targets, scales) -> torch.Tensor:
+    """Σ_i s_i ∇ log p_i(y_i | D(crop), t) with respect to latent crops (thesis, eq. 3.7, 3.8), one decode for all classifiers.
+
+    Args:
+        crops: (N, c, 16, 16) latents, one crop a nodule, in the noising the classifiers were trained on (variance preserving).
+        timestep: 0-dim tensor or number.
+        decode: maps latents to pixels; the decoder's own scaling included.
+        classifiers: {feature: classifier with `log_prob(image, timestep, target)`}.
+        targets: {feature: (N,) tensor}; NaN where a nodule does not ask for the feature.
+        scales: {feature: s}.
+
+    Raises:
+        RuntimeError: under `torch.inference_mode`, which forbids gradients.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("Guidance needs gradients, which `torch.inference_mode` forbids; use `torch.no_grad` or nothing around the call.")
+    with torch.enable_grad():
+        crops = crops.detach().requires_grad_(True)
+        images = decode(crops)
+        total = images.new_zeros((), dtype=torch.float32)
+        for feature, classifier in classifiers.items():
+            asked = ~torch.isnan(targets[feature])
+            if asked.any() and scales[feature]:
+                log_prob = classifier.log_prob(images[asked], timestep, targets[feature][asked])
+                # a sum, never a mean: sample i of a batch gets what it would get alone
+                total = total + scales[feature] * log_prob.float().sum()
+        if not total.requires_grad:
+            return torch.zeros_like(crops)
+        return torch.autograd.grad(total, crops)[0]

@@ -1,0 +1,131 @@
+"""Noise-aware classifiers of nodule crops, whose gradients guide sampling (thesis, section 3.4, Fig. 3.3)."""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.unets.unet_2d_blocks import DownBlock2D, UNetMidBlock2D
+from torch import nn
+
+NODULE_FEATURES = ("malignancy", "lobulation", "spiculation", "texture")
+OBJECTIVES = ("classification", "regression")
+
+
+class NoduleClassifier(ModelMixin, ConfigMixin):
+    r"""
+    The encoder half and middle block of the U-Net without SPADE, with pooling and a linear head (thesis, Fig. 3.3).
+
+    Args:
+        feature: the rating it judges: "malignancy", "lobulation", "spiculation" or "texture".
+        objective: "classification" (two classes, cross-entropy) or "regression" (the rating 1..5, squared error).
+        in_channels: channels of the image.
+        sample_size: edge of the crops in pixels it is meant for.
+        block_out_channels: width of each level; the last one is not followed by down-sampling.
+        layers_per_block: ResNet blocks of a level.
+        norm_num_groups: groups of the group norms.
+        attention_head_dim: channels of a head of the middle block's self-attention.
+        dropout: dropout probability inside the ResNet blocks.
+
+    Example:
+        >>> import torch
+        >>> classifier = NoduleClassifier(feature="texture", objective="regression")
+        >>> classifier.log_prob(torch.zeros(2, 1, 64, 64), timestep=10, target=4).shape
+        torch.Size([2])
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        feature: str = "malignancy",
+        objective: str = "classification",
+        in_channels: int = 1,
+        sample_size: int = 64,
+        block_out_channels: tuple[int, ...] = (24, 48, 72, 96),
+        layers_per_block: int = 1,
+        norm_num_groups: int = 12,
+        attention_head_dim: int = 24,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if feature not in NODULE_FEATURES:
+            raise ValueError(f"`feature` is {feature!r}, but one of {', '.join(NODULE_FEATURES)} is needed.")
+        if objective not in OBJECTIVES:
+            raise ValueError(f"`objective` is {objective!r}, but one of {', '.join(OBJECTIVES)} is needed.")
+        time_channels = 4 * block_out_channels[0]
+        self.time_proj = Timesteps(block_out_channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(block_out_channels[0], time_channels)
+        self.conv_in = nn.Conv2d(in_channels, block_out_channels[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        channels = block_out_channels[0]
+        for level, width in enumerate(block_out_channels):
+            self.down_blocks.append(
+                DownBlock2D(
+                    in_channels=channels,
+                    out_channels=width,
+                    temb_channels=time_channels,
+                    dropout=dropout,
+                    num_layers=layers_per_block,
+                    resnet_groups=norm_num_groups,
+                    add_downsample=level < len(block_out_channels) - 1,
+                )
+            )
+            channels = width
+        self.mid_block = UNetMidBlock2D(
+            in_channels=channels,
+            temb_channels=time_channels,
+            dropout=dropout,
+            resnet_groups=norm_num_groups,
+            attention_head_dim=attention_head_dim,
+        )
+        self.norm_out = nn.GroupNorm(norm_num_groups, channels)
+        self.head = nn.Linear(channels, 2 if objective == "classification" else 1)
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
+        """Judge noisy crops.
+
+        Args:
+            sample: (B, in_channels, 64, 64), D of noisy latents, around [-1, 1].
+            timestep: a number, or (B,): the noise of the latents.
+
+        Returns:
+            Logits (B, 2) of benign and malignant, or ratings (B,).
+        """
+        if not torch.is_tensor(timestep):
+            timestep = torch.tensor([timestep], device=sample.device)
+        timestep = timestep.reshape(-1).to(sample.device).expand(len(sample))
+        embedding = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
+        hidden_states = self.conv_in(sample)
+        for block in self.down_blocks:
+            hidden_states, _ = block(hidden_states, embedding)
+        hidden_states = self.mid_block(hidden_states, embedding)
+        output = self.head(F.silu(self.norm_out(hidden_states)).mean(dim=(2, 3)))
+        # a fresh regressor says 3, the middle of 1..5
+        return output if self.config.objective == "classification" else 3 + 2 * output[:, 0]
+
+    def log_prob(self, image: torch.Tensor, timestep: torch.Tensor | float | int, target: torch.Tensor | float | int) -> torch.Tensor:
+        """log p(target | image, t) up to a constant: minus the training loss, one value per sample (thesis, eq. 3.7).
+
+        Args:
+            image: (B, in_channels, 64, 64), D of noisy latents.
+            timestep: a number, or (B,).
+            target: class 0 (benign) or 1 (malignant), or the rating 1..5; a number, or (B,).
+
+        Returns:
+            (B,): minus the cross-entropy, or minus the squared error.
+
+        Raises:
+            ValueError: for a target outside its range.
+        """
+        target = torch.as_tensor(target, device=image.device).expand(len(image))
+        classes = self.config.objective == "classification"
+        wrong = target[(target != 0) & (target != 1)] if classes else target[~((target >= 1) & (target <= 5))]
+        if len(wrong):
+            allowed = "the class 0 or 1" if classes else "a rating 1..5"
+            raise ValueError(f"`target` contains {wrong[0].item()}, but {allowed} is needed.")
+        output = self(image, timestep).float()
+        if classes:
+            return -F.cross_entropy(output, target.long(), reduction="none")
+        return -((output - target.float()) ** 2)

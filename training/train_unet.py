@@ -1,0 +1,302 @@
+"""Train the SPADE U-Net of the latent semantic diffusion model (thesis, eq. 3.1, Algorithm 1) and save the whole pipeline.
+
+    accelerate launch training/train_unet.py --dataset_name lung-ct-small-data --pretrained_vae lung-ct-small/vae \
+        --output_dir lung-ct-small/unet --block_out_channels 32 64 128 192 --attention_levels 0 0 0 1 --layers_per_block 1 \
+        --norm_num_groups 16 --attention_head_dim 16 --spade_hidden_channels 24 --prediction_type v_prediction
+
+Every row is encoded once (`--random_flip`: half of them mirrored) and kept in `<output_dir>/latents`; training draws crops of those
+latents, so that what it sees is what whole-slice sampling sees. A quarter of the steps takes the crops around nodules (`kind` nodule).
+`--spade_blocks none` trains the LDM baseline.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from datasets import load_dataset
+from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from scipy.ndimage import binary_dilation, label
+from tqdm.auto import tqdm
+
+from lsdm_diffusers import LSDMGuidedPipeline, SpadeUNet2DModel
+from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN, NUM_LABELS, PALETTE, SemanticLabel
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset_name", required=True, help="dataset folder or Hub id: image (HU + 1024, 16-bit), semantic_map, kind")
+    data.add_argument("--crop_size", type=int, default=512, help="edge of the random crops of slices, pixels; 512 is whole slices")
+    data.add_argument("--random_flip", action="store_true", help="mirror half of the rows, left to right")
+    data.add_argument("--blank_background", action="store_true", help="set table and clothes, which no label tells, to -1024 HU")
+    data.add_argument("--nodule_probability", type=float, default=0.25, help="share of the steps that take crops around nodules")
+    model = parser.add_argument_group("model")
+    model.add_argument("--pretrained_vae", type=Path, required=True, help="folder of the trained autoencoder")
+    model.add_argument("--pretrained_unet", type=Path, default=None, help="go on from this U-Net instead of a fresh one")
+    model.add_argument("--block_out_channels", type=int, nargs="+", default=[128, 256, 384])
+    model.add_argument("--attention_levels", type=int, nargs="+", default=[0, 0, 1], help="1 for each level with self-attention")
+    model.add_argument("--layers_per_block", type=int, default=2)
+    model.add_argument("--norm_num_groups", type=int, default=32)
+    model.add_argument("--attention_head_dim", type=int, default=32)
+    model.add_argument("--spade_blocks", choices=["all", "mid_up", "up", "none"], default="all")
+    model.add_argument("--spade_hidden_channels", type=int, default=128)
+    model.add_argument("--prediction_type", choices=["epsilon", "v_prediction"], default="epsilon")
+    optimisation = parser.add_argument_group("optimisation")
+    optimisation.add_argument("--train_batch_size", type=int, default=8, help="slice crops a step; nodule crops fill the same number of pixels")
+    optimisation.add_argument("--max_train_steps", type=int, default=100000)
+    optimisation.add_argument("--learning_rate", type=float, default=1e-4)
+    optimisation.add_argument("--lr_scheduler", default="constant_with_warmup")
+    optimisation.add_argument("--lr_warmup_steps", type=int, default=100)
+    optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2)
+    optimisation.add_argument("--nodule_weight", type=float, default=1.0, help="loss weight of nodule latents against all others")
+    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    optimisation.add_argument("--gradient_checkpointing", action="store_true")
+    optimisation.add_argument("--max_grad_norm", type=float, default=1.0)
+    optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None)
+    optimisation.add_argument("--ema_max_decay", type=float, default=0.9999)
+    optimisation.add_argument("--seed", type=int, default=0)
+    run = parser.add_argument_group("run")
+    run.add_argument("--output_dir", type=Path, required=True)
+    run.add_argument("--latents_dir", type=Path, default=None, help="where the encoded rows are kept; default <output_dir>/latents")
+    run.add_argument("--validation_steps", type=int, default=500)
+    run.add_argument("--num_validation_images", type=int, default=2)
+    run.add_argument("--checkpointing_steps", type=int, default=250)
+    run.add_argument("--checkpoints_total_limit", type=int, default=2)
+    run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N", or "latest"')
+    run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
+    return parser.parse_args()
+
+
+def pixels_of(image, semantic_map, blank_background):
+    """16-bit image of HU + 1024 to [-1, 1]; with `blank_background`, -1 wherever air is joined to the border and off the skin."""
+    pixels = np.asarray(image, dtype=np.float32) * (2 / (HU_MAX - HU_MIN)) - 1
+    if blank_background:
+        regions, _ = label(np.pad(semantic_map == SemanticLabel.BACKGROUND, 1, constant_values=True))
+        outside = (regions == regions[0, 0])[1:-1, 1:-1]
+        pixels[outside & ~binary_dilation(~outside, iterations=3)] = -1
+    return pixels
+
+
+@torch.no_grad()
+def encode_rows(split, vae, args, description):
+    """Latents of the image and of the map (both scaled), and the map at latent resolution, of every row; stacked by row size."""
+    generator = np.random.default_rng(args.seed)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    rows = {"latents": [], "map_latents": [], "labels": []}
+    for row in tqdm(split, desc=description, mininterval=5):
+        labels = np.asarray(row["semantic_map"])
+        pixels = pixels_of(row["image"], labels, args.blank_background and row["kind"] != "nodule")
+        if args.random_flip and generator.integers(2):
+            pixels, labels = pixels[:, ::-1], labels[:, ::-1]
+        both = torch.from_numpy(np.stack([pixels, labels * np.float32(2 / (NUM_LABELS - 1)) - 1]))[:, None]
+        encoded = vae.encode(both.to(vae.device)).latent_dist.mode() * vae.config.scaling_factor
+        rows["latents"].append(encoded[0].half().cpu())
+        rows["map_latents"].append(encoded[1].half().cpu())
+        labels = torch.from_numpy(labels.copy()).float()[None, None]
+        rows["labels"].append(torch.nn.functional.max_pool2d(labels, factor)[0, 0].to(torch.uint8))
+    return {name: torch.stack(values) for name, values in rows.items()}
+
+
+def training_batch(slices, nodules, step, args, factor):
+    """Crops of latents for one step, drawn from the step's own random generator, so that a resumed run sees the same data."""
+    generator = np.random.default_rng((args.seed, step))
+    from_nodules = nodules is not None and (slices is None or generator.random() < args.nodule_probability)
+    pool = nodules if from_nodules else slices
+    height, width = pool["labels"].shape[1:]
+    edge = min(args.crop_size // factor, height, width)
+    count = args.train_batch_size * max(1, (args.crop_size // factor // edge) ** 2) if from_nodules else args.train_batch_size
+    batch = {name: [] for name in pool}
+    for index in generator.integers(len(pool["labels"]), size=count):
+        y, x = generator.integers(height - edge + 1), generator.integers(width - edge + 1)
+        inside = (pool["labels"][index] >= SemanticLabel.NODULE_BENIGN).nonzero()
+        if len(inside) and edge < height and generator.random() < 0.5:  # a crop with a nodule in it
+            centre = inside[generator.integers(len(inside))].numpy() - generator.integers(edge // 4, edge - edge // 4, size=2)
+            y, x = np.clip(centre, 0, (height - edge, width - edge))
+        for name, tensor in pool.items():
+            batch[name].append(tensor[index, ..., y : y + edge, x : x + edge])
+    return {name: torch.stack(values).float() if name != "labels" else torch.stack(values).long() for name, values in batch.items()}
+
+
+def diffusion_loss(unet, batch, noise, timesteps, scheduler, nodule_weight):
+    """Eq. 3.1, for the noise or for v. Weighting nodule latents leaves the optimum as it is: the map, a condition, sets the weight."""
+    noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
+    output = unet(torch.cat([noisy, batch["map_latents"]], dim=1), timesteps, semantic_map=batch["labels"]).sample
+    v_prediction = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(batch["latents"], noise, timesteps) if v_prediction else noise
+    weight = 1 + (nodule_weight - 1) * (batch["labels"] >= SemanticLabel.NODULE_BENIGN)[:, None].float()
+    return (weight * (output.float() - target) ** 2).mean()
+
+
+@torch.no_grad()
+def validation_loss(unet, pools, scheduler, args):
+    """Mean loss over validation rows at fixed noise and timesteps."""
+    losses = []
+    for pool in pools:
+        generator = torch.Generator().manual_seed(args.seed)
+        for index in range(0, min(len(pool["labels"]), 32), 4):
+            batch = {k: v[index : index + 4].float() if k != "labels" else v[index : index + 4].long() for k, v in pool.items()}
+            noise = torch.randn(batch["latents"].shape, generator=generator)
+            timesteps = torch.linspace(50, 950, len(noise)).long()
+            batch = {k: v.to(unet.device) for k, v in batch.items()}
+            losses.append(diffusion_loss(unet, batch, noise.to(unet.device), timesteps.to(unet.device), scheduler, 1.0).item())
+    return float(np.mean(losses))
+
+
+def validation_picture(pipeline, maps, path):
+    """Samples for `maps` beside the maps."""
+    images = [np.concatenate([PALETTE[m], np.stack([np.asarray(image)] * 3, -1)]) for m, image in maps_and_samples(pipeline, maps)]
+    Image.fromarray(np.concatenate(images, axis=1)).save(path)
+
+
+def maps_and_samples(pipeline, maps):
+    pipeline.set_progress_bar_config(disable=True)
+    for semantic_map in maps:
+        generator = torch.Generator().manual_seed(0)
+        yield semantic_map, pipeline(semantic_map, num_inference_steps=20, generator=generator).images[0]
+
+
+def main():
+    args = parse_args()
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=args.report_to,
+        project_dir=args.output_dir,
+    )
+    set_seed(args.seed)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    latents_dir = args.latents_dir or args.output_dir / "latents"
+
+    vae = AutoencoderKL.from_pretrained(args.pretrained_vae).requires_grad_(False).eval().to(accelerator.device)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    dataset = load_dataset(args.dataset_name)
+    pools = {}
+    for split in ("train", "validation"):
+        kinds = np.array(dataset[split]["kind"])
+        for name, chosen in (("slices", kinds != "nodule"), ("nodules", kinds == "nodule")):
+            file = latents_dir / f"{split}-{name}.safetensors"
+            if not chosen.any():
+                pools[split, name] = None
+                continue
+            with accelerator.main_process_first():
+                if not file.exists():
+                    latents_dir.mkdir(parents=True, exist_ok=True)
+                    encoded = encode_rows(dataset[split].select(np.flatnonzero(chosen)), vae, args, f"encode {split} {name}")
+                    save_file(encoded, f"{file}.part")
+                    Path(f"{file}.part").rename(file)  # an interrupted run leaves no half file behind
+                pools[split, name] = load_file(file)
+    whole = np.flatnonzero(np.array(dataset["validation"]["kind"]) == "slice_with_nodules")
+    chosen = whole[np.linspace(0, len(whole) - 1, min(args.num_validation_images, len(whole))).astype(int)]
+    validation_maps = [np.asarray(dataset["validation"][int(i)]["semantic_map"]) for i in chosen]
+
+    if args.pretrained_unet is not None:
+        unet = SpadeUNet2DModel.from_pretrained(args.pretrained_unet)
+    else:
+        unet = SpadeUNet2DModel(
+            sample_size=512 // factor,
+            in_channels=2 * vae.config.latent_channels,
+            out_channels=vae.config.latent_channels,
+            block_out_channels=args.block_out_channels,
+            attention_levels=[bool(attend) for attend in args.attention_levels],
+            layers_per_block=args.layers_per_block,
+            norm_num_groups=args.norm_num_groups,
+            attention_head_dim=args.attention_head_dim,
+            spade_blocks=args.spade_blocks,
+            spade_hidden_channels=args.spade_hidden_channels,
+        )
+    unet.train()
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    scheduler = DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0205, clip_sample=False, prediction_type=args.prediction_type
+    )
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
+    schedule = get_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, args.max_train_steps)
+    ema = EMAModel(unet.parameters(), decay=args.ema_max_decay)
+    unet, optimizer = accelerator.prepare(unet, optimizer)
+    ema.to(accelerator.device)
+    accelerator.register_for_checkpointing(ema, schedule)
+    if args.report_to:
+        accelerator.init_trackers("lsdm-unet", config={k: str(v) for k, v in vars(args).items()})
+
+    step = 0
+    by_step = lambda path: int(path.name.split("-")[1])  # noqa: E731
+    if args.resume_from_checkpoint:
+        saved = sorted(args.output_dir.glob("checkpoint-*"), key=by_step)
+        folder = (saved[-1] if saved else None) if args.resume_from_checkpoint == "latest" else Path(args.resume_from_checkpoint)
+        if folder is not None:
+            accelerator.load_state(str(folder))
+            step = by_step(folder)
+
+    model = accelerator.unwrap_model(unet)
+
+    def pipeline():
+        sampler = DPMSolverMultistepScheduler.from_config(scheduler.config)
+        return LSDMGuidedPipeline(vae=vae, unet=model, scheduler=sampler)
+
+    log = open(args.output_dir / "log.jsonl", "a") if accelerator.is_main_process else None
+    progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5)
+    recent = []
+    while step < args.max_train_steps:
+        data_step = step * accelerator.num_processes + accelerator.process_index
+        batch = training_batch(pools["train", "slices"], pools["train", "nodules"], data_step, args, factor)
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + data_step)
+        noise = torch.randn(batch["latents"].shape, generator=generator).to(accelerator.device)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator).to(accelerator.device)
+        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+        with accelerator.accumulate(unet):
+            loss = diffusion_loss(unet, batch, noise, timesteps, scheduler, args.nodule_weight)
+            if not torch.isfinite(loss):
+                raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        ema.step(model.parameters())
+        step += 1
+        recent.append(loss.item())
+        progress.update()
+        progress.set_postfix(loss=float(np.mean(recent[-50:])), refresh=False)
+        accelerator.log({"loss": loss.item()}, step=step)
+        if not accelerator.is_main_process:
+            continue
+        if step % args.checkpointing_steps == 0:
+            accelerator.save_state(str(args.output_dir / f"checkpoint-{step}"))
+            for old in sorted(args.output_dir.glob("checkpoint-*"), key=by_step)[: -args.checkpoints_total_limit]:
+                for file in sorted(old.rglob("*"), reverse=True):
+                    file.unlink() if file.is_file() else file.rmdir()
+                old.rmdir()
+        if step % args.validation_steps == 0 or step == args.max_train_steps:
+            ema.store(model.parameters())
+            ema.copy_to(model.parameters())
+            model.eval()
+            held_out = [pool for pool in (pools["validation", "slices"], pools["validation", "nodules"]) if pool is not None]
+            figures = {"train_loss": float(np.mean(recent[-200:])), "validation_loss": validation_loss(model, held_out, scheduler, args)}
+            validation_picture(pipeline(), validation_maps, args.output_dir / f"validation-{step}.png")
+            pipeline().save_pretrained(args.output_dir / "pipeline")
+            ema.restore(model.parameters())
+            model.train()
+            accelerator.log(figures, step=step)
+            elapsed = {"step": step, "seconds": round(progress.format_dict["elapsed"]), **figures}
+            print(json.dumps(elapsed), file=log, flush=True)
+            tqdm.write(str(elapsed))
+
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        ema.copy_to(model.parameters())
+        model.eval()
+        pipeline().save_pretrained(args.output_dir / "pipeline")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
