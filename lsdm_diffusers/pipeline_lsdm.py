@@ -14,7 +14,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
 
-from .guidance import classifier_gradient, crop_box, guide_model_output, noise_level, nodule_mask
+from .guidance import classifier_gradient, crop_box, guide_model_output, nodule_mask, noise_level
 from .models.nodule_classifier import NODULE_FEATURES, NoduleClassifier
 from .models.unet_spade import SpadeUNet2DModel
 from .semantic_map import HU_MAX, HU_MIN, NUM_LABELS, find_nodules, read_semantic_map
@@ -253,9 +253,7 @@ class LSDMGuidedPipeline(DiffusionPipeline):
         alpha, sigma = (level.to(latents.device) for level in noise_level(self.scheduler, timestep))
         # schedulers of the sigma kind keep z_0 + σ·noise; the classifiers were trained on the variance-preserving form of it
         norm = torch.hypot(alpha, sigma)
-        crops = torch.stack(
-            [latents[image, :, y0:y1, x0:x1] for image, (y0, x0, y1, x1) in zip(nodules.image, nodules.box, strict=True)]
-        ).float()
+        crops = torch.stack([latents[image, :, y0:y1, x0:x1] for image, (y0, x0, y1, x1) in zip(nodules.image, nodules.box, strict=True)]).float()
         crops = crops / norm
 
         def gradient(crops, features):
@@ -327,9 +325,7 @@ class LSDMGuidedPipeline(DiffusionPipeline):
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        self._check_inputs(
-            guidance_scale, guidance_order, num_images_per_map, num_inference_steps, output_type, callback_on_step_end_tensor_inputs
-        )
+        self._check_inputs(guidance_scale, guidance_order, num_images_per_map, num_inference_steps, output_type, callback_on_step_end_tensor_inputs)
         maps = self._read_maps(semantic_map)
         device = self._execution_device
         batch_size = len(maps) * num_images_per_map

@@ -214,7 +214,8 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
         if low < 0 or high >= self.config.num_labels:
             raise ValueError(f"`semantic_map` contains the value {low if low < 0 else high}, but labels are 0..{self.config.num_labels - 1}.")
         pyramid = [
-            max_pool_one_hot(semantic_map, (size[0] >> level, size[1] >> level)).to(self.dtype) for level in range(len(self.config.block_out_channels))
+            max_pool_one_hot(semantic_map, (size[0] >> level, size[1] >> level)).to(self.dtype)
+            for level in range(len(self.config.block_out_channels))
         ]
         return tuple(block.modulation(pyramid[level]) for block, level in self._modulated_blocks())
 

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The shipped checkpoint from the public CT, start to end (about two hours on two CPU cores); run again after an interruption, it goes on.
+#     bash training/recipes/lung-ct-small/train.sh DATA_DIR OUTPUT_DIR
+set -euo pipefail
+data_dir=$1 output=$2
+here=$(dirname "$0") training=$(dirname "$0")/../..
+
+[ -f "$output/data/splits.json" ] || python "$here/prepare_dataset.py" --data_dir "$data_dir" --output_dir "$output/data"
+
+[ -f "$output/vae/config.json" ] || accelerate launch "$training/train_autoencoder.py" --dataset_name "$output/data" --output_dir "$output/vae" \
+  --block_out_channels 24 48 96 --max_train_steps 1800 --checkpointing_steps 300 --validation_steps 600 --resume_from_checkpoint latest
+
+unet=(--dataset_name "$output/data" --pretrained_vae "$output/vae" --latents_dir "$output/latents" --random_flip --blank_background
+  --block_out_channels 32 64 128 192 --attention_levels 0 0 0 1 --layers_per_block 1 --norm_num_groups 16 --attention_head_dim 16
+  --spade_hidden_channels 24 --prediction_type v_prediction --nodule_weight 4 --ema_max_decay 0.999 --resume_from_checkpoint latest)
+# crops first, then whole slices, whose view makes the two lungs agree
+[ -f "$output/unet-crops/pipeline/model_index.json" ] && [ -f "$output/unet-crops/done" ] || {
+  accelerate launch "$training/train_unet.py" "${unet[@]}" --output_dir "$output/unet-crops" --crop_size 128 --train_batch_size 8 \
+    --max_train_steps "${CROP_STEPS:-1400}" --learning_rate 6e-4 --validation_steps 350 && touch "$output/unet-crops/done"; }
+accelerate launch "$training/train_unet.py" "${unet[@]}" --output_dir "$output/unet" --pretrained_unet "$output/unet-crops/pipeline/unet" \
+  --crop_size 512 --train_batch_size 1 --max_train_steps "${SLICE_STEPS:-900}" --learning_rate 3e-4 --lr_scheduler cosine --lr_warmup_steps 30 \
+  --nodule_probability 0.1 --validation_steps 300
+
+for feature in malignancy lobulation spiculation texture; do
+  accelerate launch "$training/train_classifier.py" --dataset_name "$output/data" --pretrained_vae "$output/vae" --feature "$feature" \
+    --output_dir "$output/${feature}_classifier" --max_train_steps "${CLASSIFIER_STEPS:-800}" --train_batch_size 16 --resume_from_checkpoint latest
+done
+
+python "$here/assemble.py" --training_dir "$output" --output_dir "$output/lung-ct-small"
