@@ -41,6 +41,9 @@ def guide_model_output(model_output, gradient, alpha, sigma, prediction_type: st
     """
     if prediction_type == "epsilon":
         return model_output - sigma * gradient
+    if prediction_type in ("sample", "v_prediction", "flow_prediction") and alpha == 0:
+        # pure noise (first step of flow matching or of zero terminal SNR): z_t tells nothing of z_0, its true gradient is 0
+        return model_output
     if prediction_type == "sample":
         return model_output + sigma**2 / alpha * gradient
     if prediction_type == "v_prediction":

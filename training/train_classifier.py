@@ -4,15 +4,18 @@
         --feature malignancy --output_dir lung-ct-small/malignancy_classifier
 
 Crop around a rated nodule → E → noise at random t → D → classifier: malignancy in two classes by cross-entropy, the other ratings by
-squared error. Labels are drawn with equal probability; the saved weights are the moving average.
+squared error. The rounded ratings 1..5 are drawn with equal probability; the saved weights are the moving average.
 """
 
 import argparse
 import json
+import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import load_dataset
@@ -24,7 +27,8 @@ from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from lsdm_diffusers import NoduleClassifier
-from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
+from lsdm_diffusers.guidance import CROP
+from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES, OBJECTIVES
 from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN
 
 VALIDATION_TIMESTEPS = (20, 200, 500, 800)
@@ -37,26 +41,30 @@ def parse_args():
     model = parser.add_argument_group("model")
     model.add_argument("--pretrained_vae", type=Path, required=True, help="folder of the trained autoencoder")
     model.add_argument("--feature", choices=NODULE_FEATURES, required=True)
-    model.add_argument("--block_out_channels", type=int, nargs="+", default=[24, 48, 72, 96])
-    model.add_argument("--dropout", type=float, default=0.1)
+    model.add_argument("--objective", choices=OBJECTIVES, help="default: classification for malignancy, regression for the others")
+    model.add_argument("--block_out_channels", type=int, nargs="+", default=[24, 48, 72, 96], help="widths; four levels take 64x64 pixels to 8x8")
+    model.add_argument("--norm_num_groups", type=int, default=12, help="a divisor of every width")
+    model.add_argument("--attention_head_dim", type=int, default=24, help="a divisor of the last width")
+    model.add_argument("--dropout", type=float, default=0.1, help="in the ResNet blocks")
+    model.add_argument("--num_train_timesteps", type=int, default=1000, help="of the noise schedule, which is that of the U-Net")
     optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument("--train_batch_size", type=int, default=32)
-    optimisation.add_argument("--max_train_steps", type=int, default=1500)
-    optimisation.add_argument("--learning_rate", type=float, default=5e-4)
-    optimisation.add_argument("--lr_scheduler", default="cosine")
-    optimisation.add_argument("--lr_warmup_steps", type=int, default=50)
-    optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2)
-    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1)
-    optimisation.add_argument("--max_grad_norm", type=float, default=1.0)
-    optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None)
-    optimisation.add_argument("--ema_max_decay", type=float, default=0.9999)
-    optimisation.add_argument("--seed", type=int, default=0)
+    optimisation.add_argument("--train_batch_size", type=int, default=32, help="crops a process and backward pass")
+    optimisation.add_argument("--max_train_steps", type=int, default=1500, help="optimiser steps")
+    optimisation.add_argument("--learning_rate", type=float, default=5e-4, help="after warm-up")
+    optimisation.add_argument("--lr_scheduler", default="cosine", help="a name that diffusers.optimization.get_scheduler knows")
+    optimisation.add_argument("--lr_warmup_steps", type=int, default=50, help="optimiser steps")
+    optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2, help="of AdamW")
+    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step")
+    optimisation.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
+    optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="bf16 needs hardware for it")
+    optimisation.add_argument("--ema_max_decay", type=float, default=0.9999, help="limit of the ramp (1 + n) / (10 + n)")
+    optimisation.add_argument("--seed", type=int, default=0, help="of weights, draws and noise")
     run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", type=Path, required=True)
-    run.add_argument("--validation_steps", type=int, default=250)
-    run.add_argument("--checkpointing_steps", type=int, default=250)
-    run.add_argument("--checkpoints_total_limit", type=int, default=2)
-    run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N", or "latest"')
+    run.add_argument("--output_dir", type=Path, required=True, help="for checkpoints, weights and validation.json")
+    run.add_argument("--validation_steps", type=int, default=250, help="validate and save every so many steps")
+    run.add_argument("--checkpointing_steps", type=int, default=500, help="write checkpoint-N every so many steps")
+    run.add_argument("--checkpoints_total_limit", type=int, default=2, help="how many checkpoint-N are kept")
+    run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N"; "latest" starts anew if there is none')
     run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
     return parser.parse_args()
 
@@ -64,9 +72,18 @@ def parse_args():
 @torch.no_grad()
 def encode_crops(split, vae, feature, views):
     """Scaled latents (views, N, c, h, w) of the nodule crops in `views` flips and turns, and the rating of each."""
-    rows = split.select(np.flatnonzero(np.array(split["kind"]) == "nodule"))
-    pixels = np.stack([np.asarray(row["image"], dtype=np.float32) for row in rows]) * (2 / (HU_MAX - HU_MIN)) - 1
-    ratings = np.array([row["nodules"][0][feature] for row in rows])
+    rows = split.select(np.flatnonzero(np.array(split["kind"]) == "nodule")).select_columns(["image", "nodules"])
+    crops, ratings = [], []
+    for row in rows:
+        crop, nodules = np.asarray(row["image"], dtype=np.float32), row["nodules"]
+        if crop.shape != (CROP, CROP) or len(nodules) != 1 or not 1 <= nodules[0][feature] <= 5:
+            seen = f"{crop.shape} pixels with {feature} {[nodule[feature] for nodule in nodules]}"
+            raise ValueError(f"`--dataset_name` has a row of kind nodule of {seen}, but {CROP}x{CROP} pixels and one rating 1..5 are needed.")
+        crops.append(crop)
+        ratings.append(nodules[0][feature])
+    if not crops:
+        raise ValueError("`--dataset_name` has a split without rows of kind nodule, but training and validation need some.")
+    pixels, ratings = np.stack(crops) * (2 / (HU_MAX - HU_MIN)) - 1, np.array(ratings)
     latents = []
     for view in tqdm(range(views), desc="encode"):
         turned = np.rot90(pixels, view % 4, axes=(1, 2))
@@ -74,6 +91,11 @@ def encode_crops(split, vae, feature, views):
         batches = [vae.encode(batch.to(vae.device)).latent_dist.mode() for batch in turned.split(64)]
         latents.append(torch.cat(batches) * vae.config.scaling_factor)
     return torch.stack(latents), ratings
+
+
+def rounded(ratings):
+    """1..5, halves up: 2.5 counts as 3 and so as malignant, to avoid false negatives."""
+    return np.floor(ratings + 0.5)
 
 
 def noisy_crops(latents, noise, timesteps, scheduler, vae):
@@ -84,8 +106,10 @@ def noisy_crops(latents, noise, timesteps, scheduler, vae):
 
 @torch.no_grad()
 def validate(classifier, latents, ratings, scheduler, vae, seed):
-    """Figures at each noise level of `VALIDATION_TIMESTEPS`, at fixed noise."""
+    """Figures at each noise level of `VALIDATION_TIMESTEPS`, at fixed noise; NaN where the split has one label only."""
     figures = {}
+    labels = rounded(ratings)
+    malignant, clear = labels >= 3, (labels <= 2) | (labels >= 4)
     for t in VALIDATION_TIMESTEPS:
         generator = torch.Generator().manual_seed(seed)
         outputs = []
@@ -95,16 +119,17 @@ def validate(classifier, latents, ratings, scheduler, vae, seed):
             outputs.append(classifier(noisy_crops(batch, noise, timesteps, scheduler, vae), timesteps).float().cpu())
         output = torch.cat(outputs)
         if classifier.config.objective == "classification":
-            malignant = output.softmax(dim=1)[:, 1].numpy()
-            clear = (ratings <= 2) | (ratings >= 4)
+            probability = output.softmax(dim=1)[:, 1].numpy()
+            auc = lambda truth, score: float(roc_auc_score(truth, score)) if 0 < truth.sum() < len(truth) else math.nan  # noqa: E731
             figures[f"t{t}"] = {
-                "auc_ge3": float(roc_auc_score(ratings >= 3, malignant)),
-                "auc_ge4": float(roc_auc_score(ratings[clear] >= 4, malignant[clear])),
-                "accuracy_ge3": float(((malignant > 0.5) == (ratings >= 3)).mean()),
+                "auc_ge3": auc(malignant, probability),
+                "auc_ge4": auc(malignant[clear], probability[clear]),
+                "accuracy_ge3": float(((probability > 0.5) == malignant).mean()),
             }
         else:
             predicted = output.numpy()
-            figures[f"t{t}"] = {"spearman": float(spearmanr(predicted, ratings)[0]), "mae": float(np.abs(predicted - ratings).mean())}
+            spearman = float(spearmanr(predicted, ratings)[0]) if np.ptp(ratings) and np.ptp(predicted) else math.nan
+            figures[f"t{t}"] = {"spearman": spearman, "mae": float(np.abs(predicted - ratings).mean())}
     return figures
 
 
@@ -123,15 +148,23 @@ def main():
     latents, ratings = encode_crops(dataset["train"], vae, args.feature, views=8)
     validation_latents, validation_ratings = encode_crops(dataset["validation"], vae, args.feature, views=1)
 
-    objective = "classification" if args.feature == "malignancy" else "regression"
-    targets = (ratings >= 2.5).astype(np.int64) if objective == "classification" else ratings
-    labels = targets if objective == "classification" else np.floor(ratings + 0.5)  # 2.5 counts as 3: avoid false negatives
+    objective = args.objective or ("classification" if args.feature == "malignancy" else "regression")
+    labels = rounded(ratings)
+    targets = (labels >= 3).astype(np.int64) if objective == "classification" else ratings.astype(np.float32)
     by_label = [np.flatnonzero(labels == value) for value in np.unique(labels)]
 
-    classifier = NoduleClassifier(args.feature, objective, block_out_channels=args.block_out_channels, dropout=args.dropout)
-    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0205, clip_sample=False)
+    classifier = NoduleClassifier(
+        args.feature,
+        objective,
+        block_out_channels=args.block_out_channels,
+        norm_num_groups=args.norm_num_groups,
+        attention_head_dim=args.attention_head_dim,
+        dropout=args.dropout,
+    )
+    classifier.train()
+    scheduler = DDPMScheduler(args.num_train_timesteps, beta_start=0.0015, beta_end=0.0205, beta_schedule="scaled_linear", clip_sample=False)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
-    schedule = get_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, args.max_train_steps)
+    schedule = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
     ema = EMAModel(classifier.parameters(), decay=args.ema_max_decay)
     classifier, optimizer = accelerator.prepare(classifier, optimizer)
     ema.to(accelerator.device)
@@ -146,12 +179,28 @@ def main():
         folder = (saved[-1] if saved else None) if args.resume_from_checkpoint == "latest" else Path(args.resume_from_checkpoint)
         if folder is not None:
             accelerator.load_state(str(folder))
+            ema.to(accelerator.device)  # accelerate loads registered objects to the CPU
             step = by_step(folder)
 
     model = accelerator.unwrap_model(classifier)
+
+    def validate_and_save():
+        ema.store(model.parameters())
+        ema.copy_to(model.parameters())
+        model.eval()
+        figures = validate(model, validation_latents[0], validation_ratings, scheduler, vae, args.seed)
+        model.save_pretrained(args.output_dir)
+        ema.restore(model.parameters())
+        model.train()
+        accelerator.log({f"{t}/{name}": value for t, of_t in figures.items() for name, value in of_t.items()}, step=step)
+        tqdm.write(f"step {step}: {figures}")
+        return figures
+
     progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5)
+    micro_step = step * args.gradient_accumulation_steps
     while step < args.max_train_steps:
-        data_step = step * accelerator.num_processes + accelerator.process_index
+        # drawn from the step's own random generator, so that a resumed run sees the same data
+        data_step = micro_step * accelerator.num_processes + accelerator.process_index
         draw = np.random.default_rng((args.seed, data_step))
         chosen = np.array([draw.choice(by_label[draw.integers(len(by_label))]) for _ in range(args.train_batch_size)])
         batch = latents[draw.integers(len(latents), size=len(chosen)), chosen]
@@ -160,15 +209,21 @@ def main():
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(batch),), generator=generator).to(batch.device)
         images = noisy_crops(batch, noise, timesteps, scheduler, vae)
         target = torch.from_numpy(targets[chosen]).to(batch.device)
-        with accelerator.accumulate(classifier), accelerator.autocast():
-            loss = -model.log_prob(images, timesteps, target).mean()
+        with accelerator.accumulate(classifier):
+            # through the prepared model, not `log_prob`: only its forward keeps several processes in step
+            output = classifier(images, timesteps).float()
+            loss = F.cross_entropy(output, target) if objective == "classification" else F.mse_loss(output, target)
             if not torch.isfinite(loss):
                 raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
             accelerator.backward(loss)
-            accelerator.clip_grad_norm_(classifier.parameters(), args.max_grad_norm)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(classifier.parameters(), args.max_grad_norm)
             optimizer.step()
-            schedule.step()
             optimizer.zero_grad()
+        micro_step += 1
+        if not accelerator.sync_gradients:
+            continue
+        schedule.step()
         ema.step(model.parameters())
         step += 1
         progress.update()
@@ -179,20 +234,15 @@ def main():
         if step % args.checkpointing_steps == 0:
             accelerator.save_state(str(args.output_dir / f"checkpoint-{step}"))
             for old in sorted(args.output_dir.glob("checkpoint-*"), key=by_step)[: -args.checkpoints_total_limit]:
-                for file in sorted(old.rglob("*"), reverse=True):
-                    file.unlink() if file.is_file() else file.rmdir()
-                old.rmdir()
-        if step % args.validation_steps == 0 or step == args.max_train_steps:
-            ema.store(model.parameters())
-            ema.copy_to(model.parameters())
-            model.eval()
-            figures = validate(model, validation_latents[0], validation_ratings, scheduler, vae, args.seed)
-            (args.output_dir / "validation.json").write_text(json.dumps({"step": step, **figures}, indent=1) + "\n")
-            model.save_pretrained(args.output_dir)
-            ema.restore(model.parameters())
-            model.train()
-            accelerator.log({f"{t}/{name}": value for t, of_t in figures.items() for name, value in of_t.items()}, step=step)
-            tqdm.write(f"step {step}: {figures}")
+                shutil.rmtree(old)
+        if step % args.validation_steps == 0 and step < args.max_train_steps:
+            validate_and_save()
+
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        figures = validate_and_save()
+        known = {t: {name: None if math.isnan(value) else value for name, value in of_t.items()} for t, of_t in figures.items()}
+        (args.output_dir / "validation.json").write_text(json.dumps({"step": step, **known}, indent=1) + "\n")
     accelerator.end_training()
 
 

@@ -1,4 +1,4 @@
-"""Noise-aware classifiers of nodule crops, whose gradients guide sampling (thesis, section 3.4, Fig. 3.3)."""
+"""Noise-aware classifiers of nodule crops, whose gradients guide sampling (thesis, Fig. 3.3, eq. 3.7, section 4.2)."""
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +16,22 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
     r"""
     The encoder half and middle block of the U-Net without SPADE, with pooling and a linear head (thesis, Fig. 3.3).
 
+    It judges a crop as the sampler sees it, D(noisy latent crop) at noise level t, so that its gradient guides every step.
+
     Args:
         feature: the rating it judges: "malignancy", "lobulation", "spiculation" or "texture".
         objective: "classification" (two classes, cross-entropy) or "regression" (the rating 1..5, squared error).
         in_channels: channels of the image.
         sample_size: edge of the crops in pixels it is meant for.
-        block_out_channels: width of each level; the last one is not followed by down-sampling.
+        block_out_channels: width of each level, multiples of `norm_num_groups`; the last one, a multiple of `attention_head_dim`, is not
+            followed by down-sampling: four levels take 64x64 pixels to 8x8.
         layers_per_block: ResNet blocks of a level.
         norm_num_groups: groups of the group norms.
         attention_head_dim: channels of a head of the middle block's self-attention.
-        dropout: dropout probability inside the ResNet blocks.
+        dropout: dropout probability inside the ResNet blocks, 0 <= dropout < 1.
+
+    Raises:
+        ValueError: for an unknown `feature` or `objective`, or widths that groups and heads do not divide.
 
     Example:
         >>> import torch
@@ -54,6 +60,18 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
             raise ValueError(f"`feature` is {feature!r}, but one of {', '.join(NODULE_FEATURES)} is needed.")
         if objective not in OBJECTIVES:
             raise ValueError(f"`objective` is {objective!r}, but one of {', '.join(OBJECTIVES)} is needed.")
+        if not block_out_channels or min(block_out_channels) < 1 or any(width % norm_num_groups for width in block_out_channels):
+            raise ValueError(
+                f"`block_out_channels` is {tuple(block_out_channels)}, but multiples of `norm_num_groups` = {norm_num_groups} are needed."
+            )
+        if block_out_channels[0] % 2:
+            raise ValueError(f"`block_out_channels` begins with {block_out_channels[0]}, but the time embedding needs an even width.")
+        if block_out_channels[-1] % attention_head_dim:
+            raise ValueError(f"`attention_head_dim` is {attention_head_dim}, but a divisor of the last width {block_out_channels[-1]} is needed.")
+        if layers_per_block < 1:
+            raise ValueError(f"`layers_per_block` is {layers_per_block}, but at least 1 is needed.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"`dropout` is {dropout}, but 0 <= dropout < 1 is needed.")
         time_channels = 4 * block_out_channels[0]
         self.time_proj = Timesteps(block_out_channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(block_out_channels[0], time_channels)
@@ -87,11 +105,11 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
         """Judge noisy crops.
 
         Args:
-            sample: (B, in_channels, 64, 64), D of noisy latents, around [-1, 1].
-            timestep: a number, or (B,): the noise of the latents.
+            sample: (B, in_channels, 64, 64), D of noisy latents, around [-1, 1]: -1 is -1024 HU, 1 is 800 HU.
+            timestep: a number, or (B,): the training timestep, 0..999, whose noise the latents carry.
 
         Returns:
-            Logits (B, 2) of benign and malignant, or ratings (B,).
+            Logits (B, 2) of benign and malignant, or ratings (B,), about 1..5 and not clipped.
         """
         if not torch.is_tensor(timestep):
             timestep = torch.tensor([timestep], device=sample.device)
@@ -109,8 +127,8 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
         """log p(target | image, t) up to a constant: minus the training loss, one value per sample (thesis, eq. 3.7).
 
         Args:
-            image: (B, in_channels, 64, 64), D of noisy latents.
-            timestep: a number, or (B,).
+            image: (B, in_channels, 64, 64), D of noisy latents, as in `forward`.
+            timestep: a number, or (B,), as in `forward`.
             target: class 0 (benign) or 1 (malignant), or the rating 1..5; a number, or (B,).
 
         Returns:

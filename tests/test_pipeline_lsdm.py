@@ -1,0 +1,304 @@
+import gc
+import inspect
+import json
+import weakref
+
+import diffusers
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+
+from lsdm_diffusers import LSDMGuidedPipeline
+
+from .conftest import BETAS, sample, tiny_pipeline, tiny_unet
+
+ALL = {"malignancy": "malignant", "lobulation": 4, "spiculation": 5, "texture": 1}
+
+
+def test_signature_is_the_published_one():
+    parameters = inspect.signature(LSDMGuidedPipeline.__call__).parameters
+    assert list(parameters)[1:] == [
+        "semantic_map",
+        "nodule_features",
+        "num_inference_steps",
+        "guidance_scale",
+        "guidance_order",
+        "eta",
+        "num_images_per_map",
+        "generator",
+        "latents",
+        "output_type",
+        "return_dict",
+        "callback_on_step_end",
+        "callback_on_step_end_tensor_inputs",
+    ]
+    assert parameters["num_inference_steps"].default == 50 and parameters["guidance_order"].default == "sequential"
+
+
+def test_output_types_agree(pipe, semantic_map):
+    hu = sample(pipe, semantic_map)
+    assert hu.shape == (1, 96, 128) and hu.dtype == np.int16 and hu.min() >= -1024 and hu.max() <= 800
+    unit = sample(pipe, semantic_map, output_type="np")
+    assert unit.shape == (1, 96, 128, 1)
+    np.testing.assert_allclose(unit[..., 0] * 1824 - 1024, hu, atol=0.51)
+    tensor = sample(pipe, semantic_map, output_type="pt")
+    np.testing.assert_array_equal(tensor.permute(0, 2, 3, 1).numpy(), unit)
+    image = sample(pipe, semantic_map, output_type="pil")[0]
+    assert image.mode == "L" and image.size == (128, 96)
+    np.testing.assert_allclose(np.asarray(image) / 255, unit[0, ..., 0], atol=0.003)
+    assert sample(pipe, semantic_map, output_type="latent").shape == (1, 3, 24, 32)
+    assert isinstance(pipe(semantic_map, num_inference_steps=1, return_dict=False), tuple)
+
+
+@pytest.mark.parametrize("kind", ["pil", "palette", "tensor", "png", "batch"])
+def test_every_kind_of_map_gives_the_same_image(pipe, semantic_map, tmp_path, kind):
+    PIL.Image.fromarray(semantic_map).save(tmp_path / "map.png")
+    palette = PIL.Image.fromarray(semantic_map).convert("P")
+    palette.putpalette(list(range(24)))
+    given = {
+        "pil": PIL.Image.fromarray(semantic_map),
+        "palette": palette,
+        "tensor": torch.from_numpy(semantic_map).long(),
+        "png": tmp_path / "map.png",
+        "batch": semantic_map[None],
+    }[kind]
+    np.testing.assert_array_equal(sample(pipe, given), sample(pipe, semantic_map))
+
+
+def test_guidance_scale_zero_and_no_features_are_no_guidance(pipe, semantic_map):
+    plain = sample(pipe, semantic_map)
+    np.testing.assert_array_equal(sample(pipe, semantic_map, ALL, guidance_scale=0), plain)
+    np.testing.assert_array_equal(sample(pipe, semantic_map, [{}]), plain)
+    np.testing.assert_array_equal(sample(pipe, semantic_map, {}), plain)
+    lung = np.full_like(semantic_map, 4)
+    np.testing.assert_array_equal(sample(pipe, lung, ALL), sample(pipe, lung))
+
+
+@pytest.mark.parametrize("order", ["sequential", "joint"])
+def test_guidance_acts_in_the_nodules_alone(pipe, semantic_map, order):
+    """One step from the same noise: the latents differ inside the dilated nodules only."""
+    plain = sample(pipe, semantic_map, output_type="latent", num_inference_steps=1)
+    guided = sample(pipe, semantic_map, ALL, output_type="latent", num_inference_steps=1, guidance_scale=50.0, guidance_order=order)
+    changed = (guided - plain).abs().amax(dim=(0, 1)) > 0
+    allowed = torch.zeros_like(changed)
+    allowed[0:3, 0:3] = True  # 6x6 pixels in the corner: latents 0..1, dilated by one
+    allowed[11:16, 16:22] = True  # rows 50..59, columns 70..81: latents 12..14 and 17..20, dilated by one
+    assert changed.any() and not (changed & ~allowed).any()
+    assert changed[0:3, 0:3].any() and changed[11:16, 16:22].any()
+
+
+def test_orders_agree_for_one_kind_and_differ_for_both(pipe, semantic_map):
+    both = {"malignancy": "malignant", "texture": 5}
+    runs = {
+        (order, name): sample(pipe, semantic_map, features, output_type="latent", guidance_scale=100.0, guidance_order=order)
+        for order in ("sequential", "joint")
+        for name, features in (("both", both), ("texture", {"texture": 5}), ("malignancy", {"malignancy": 5}))
+    }
+    for name in ("texture", "malignancy"):
+        assert torch.equal(runs["sequential", name], runs["joint", name])
+    assert not torch.equal(runs["sequential", "both"], runs["joint", "both"])
+
+
+def test_features_for_each_nodule(pipe, semantic_map):
+    """Raster order: the corner nodule is first; guiding it alone leaves the other where it was."""
+    plain = sample(pipe, semantic_map, output_type="latent", num_inference_steps=1)
+    first = sample(pipe, semantic_map, [[{"texture": 5}, {}]], output_type="latent", num_inference_steps=1, guidance_scale=50.0)
+    changed = (first - plain).abs().amax(dim=(0, 1)) > 0
+    assert changed[0:3, 0:3].any() and not changed[11:16, 16:22].any()
+    every = sample(pipe, semantic_map, [{"texture": 5}], guidance_scale=50.0)
+    np.testing.assert_array_equal(every, sample(pipe, semantic_map, {"texture": 5}, guidance_scale=50.0))
+
+
+def test_scale_for_each_feature(pipe, semantic_map):
+    both = {"lobulation": 5, "texture": 5}
+    off = sample(pipe, semantic_map, both, guidance_scale={"lobulation": 0, "texture": 20.0})
+    np.testing.assert_array_equal(off, sample(pipe, semantic_map, {"texture": 5}, guidance_scale=20.0))
+
+
+def test_batch_equals_single(pipe, semantic_map):
+    other = semantic_map[::-1].copy()
+    seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2, 3, 4)]
+    features = [[{"texture": 5}, {"malignancy": "benign"}], {"spiculation": 4}]
+    batch = sample(pipe, [semantic_map, other], features, num_images_per_map=2, generator=seeds, guidance_scale=10.0, output_type="latent")
+    for index, seed in enumerate((1, 2, 3, 4)):
+        single = sample(
+            pipe, [semantic_map, other][index // 2], [features[index // 2]], seed=seed, guidance_scale=10.0, output_type="latent"
+        )
+        torch.testing.assert_close(batch[index : index + 1], single, atol=1e-4, rtol=1e-4)
+
+
+SCHEDULERS = [
+    "DDPMScheduler",
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_runs_guided(pipe, semantic_map, name):
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    plain, guided = (sample(pipe, semantic_map, features, num_inference_steps=4, guidance_scale=20.0) for features in (None, ALL))
+    assert not np.array_equal(plain, guided)
+
+
+def test_flow_matching_runs(pipe, semantic_map):
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    assert np.isfinite(sample(pipe, semantic_map, ALL, output_type="np")).all()
+
+
+def test_refused_schedulers(pipe, semantic_map):
+    pipe.scheduler = diffusers.KDPM2DiscreteScheduler(**BETAS)
+    with pytest.raises(ValueError, match="KDPM2DiscreteScheduler"):
+        sample(pipe, semantic_map, ALL)
+    pipe.scheduler = DDIMScheduler(clip_sample=True, **BETAS)
+    with pytest.raises(ValueError, match="clip_sample=True, but that clips latents"):
+        sample(pipe, semantic_map)
+
+
+def test_calls_without_gradients_are_refused(pipe, semantic_map):
+    with torch.inference_mode():
+        with pytest.raises(RuntimeError, match="inference_mode"):
+            sample(pipe, semantic_map, ALL)
+        assert sample(pipe, semantic_map).shape == (1, 96, 128)
+    pipe.malignancy_classifier.to("meta")
+    with pytest.raises(RuntimeError, match="sequential offload"):
+        sample(pipe, semantic_map, ALL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"nodule_features": {"margin": 3}}, "'margin'"),
+        ({"nodule_features": {"texture": 6}}, "texture = 6"),
+        ({"nodule_features": {"malignancy": "bad"}}, "'bad'"),
+        ({"nodule_features": [{}, {}]}, "2 entries"),
+        ({"nodule_features": [[{"texture": 3}]]}, "1 entries, but the map has 2 nodules"),
+        ({"guidance_scale": -1}, "-1"),
+        ({"guidance_scale": {"margin": 1}}, "'margin'"),
+        ({"guidance_order": "random"}, "'random'"),
+        ({"num_inference_steps": 0}, "0"),
+        ({"num_images_per_map": 0}, "0"),
+        ({"output_type": "dicom"}, "'dicom'"),
+        ({"latents": torch.zeros(1, 3, 8, 8)}, r"\(1, 3, 8, 8\)"),
+        ({"generator": [torch.Generator()] * 3}, "list of 3"),
+        ({"semantic_map": np.full((96, 128), 8)}, "value 8"),
+        ({"semantic_map": np.zeros((96, 130), np.uint8)}, "96x130"),
+        ({"semantic_map": [np.zeros((96, 128), np.uint8), np.zeros((64, 64), np.uint8)]}, "sizes"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "'noise'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_bad_arguments_are_named(pipe, semantic_map, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(**{"semantic_map": semantic_map, "num_inference_steps": 1, **arguments})
+
+
+def test_missing_classifier_is_named(semantic_map):
+    pipe = tiny_pipeline(texture_classifier=None)
+    assert sample(pipe, semantic_map, {"malignancy": 4}).shape == (1, 96, 128)
+    with pytest.raises(ValueError, match="texture_classifier"):
+        sample(pipe, semantic_map, {"texture": 3})
+
+
+def test_callback_sees_and_changes_latents_and_scale(pipe, semantic_map):
+    seen = []
+
+    def callback(pipeline, step, timestep, tensors):
+        seen.append((step, int(timestep), tensors["latents"].shape))
+        pipeline._guidance_scale = 0.0
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    images = sample(pipe, semantic_map, ALL, callback_on_step_end=callback, output_type="latent")
+    assert [step for step, _, _ in seen] == [0, 1, 2] and pipe.num_timesteps == 3 and pipe.guidance_scale == 0.0
+    assert images.abs().max() == 0
+
+
+def test_given_latents_are_used(pipe, semantic_map):
+    noise = torch.randn(1, 3, 24, 32, generator=torch.Generator().manual_seed(1))
+    np.testing.assert_array_equal(sample(pipe, semantic_map, latents=noise, generator=None), sample(pipe, semantic_map))
+
+
+def test_concatenation_baseline_and_bfloat16(semantic_map):
+    assert sample(tiny_pipeline(unet=tiny_unet(spade_blocks="none")), semantic_map, ALL).shape == (1, 96, 128)
+    pipe = tiny_pipeline()
+    full = sample(pipe, semantic_map, ALL).astype(int)
+    half = sample(pipe.to(torch.bfloat16), semantic_map, ALL).astype(int)
+    assert np.abs(full - half).mean() < 40  # HU; bfloat16 keeps 8 bits
+
+
+def test_save_and_load(tmp_path, semantic_map):
+    pipe = tiny_pipeline(lobulation_classifier=None)
+    expected = sample(pipe, semantic_map, {"texture": 5})
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["unet"] == ["lsdm_diffusers.models.unet_spade", "SpadeUNet2DModel"]
+    assert index["malignancy_classifier"] == ["lsdm_diffusers.models.nodule_classifier", "NoduleClassifier"]
+    assert index["lobulation_classifier"] == [None, None]
+    loaded = LSDMGuidedPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    np.testing.assert_array_equal(sample(loaded, semantic_map, {"texture": 5}), expected)
+    assert loaded.lobulation_classifier is None
+    assert LSDMGuidedPipeline.from_pretrained(tmp_path, texture_classifier=None).texture_classifier is None
+
+
+def test_custom_pipeline_route(tmp_path, semantic_map, monkeypatch):
+    """The README's `DiffusionPipeline.from_pretrained(path, custom_pipeline=...)`."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    tiny_pipeline().save_pretrained(tmp_path / "checkpoint")
+    shim = tmp_path / "lsdm_shim.py"
+    shim.write_text("from lsdm_diffusers import LSDMGuidedPipeline\n")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "checkpoint", custom_pipeline=str(shim), trust_remote_code=True)
+    assert isinstance(pipe, LSDMGuidedPipeline)
+
+
+@pytest.mark.parametrize("offload", ["model", "group"])
+def test_offloading_changes_nothing(semantic_map, offload):
+    expected = sample(tiny_pipeline(), semantic_map, ALL)
+    pipe = tiny_pipeline()
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device="cpu")
+    else:
+        pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    np.testing.assert_array_equal(sample(pipe, semantic_map, ALL), expected)
+
+
+def test_modulation_is_freed_after_the_call(pipe, semantic_map, monkeypatch):
+    kept = []
+    compute = type(pipe.unet).compute_modulation
+
+    def spy(self, *args):
+        modulation = compute(self, *args)
+        kept.extend(weakref.ref(tensor) for block in modulation for pair in block for tensor in pair)
+        return modulation
+
+    monkeypatch.setattr(type(pipe.unet), "compute_modulation", spy)
+    sample(pipe, semantic_map)
+    gc.collect()
+    assert kept and all(reference() is None for reference in kept)
+
+
+def test_modulation_is_computed_once_per_call(pipe, semantic_map, monkeypatch):
+    calls = []
+    compute = type(pipe.unet).compute_modulation
+    monkeypatch.setattr(type(pipe.unet), "compute_modulation", lambda self, *args: (calls.append(1), compute(self, *args))[1])
+    sample(pipe, semantic_map, num_inference_steps=5)
+    assert len(calls) == 1
+
+
+def test_schedulers_swap_from_the_saved_config(pipe, semantic_map):
+    """DDIM, PNDM ... from the config of a DPM++ pipeline keep clip_sample=False."""
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    assert pipe.scheduler.config.clip_sample is False
+    sample(pipe, semantic_map)
