@@ -123,9 +123,7 @@ def test_batch_equals_single(pipe, semantic_map):
     features = [[{"texture": 5}, {"malignancy": "benign"}], {"spiculation": 4}]
     batch = sample(pipe, [semantic_map, other], features, num_images_per_map=2, generator=seeds, guidance_scale=10.0, output_type="latent")
     for index, seed in enumerate((1, 2, 3, 4)):
-        single = sample(
-            pipe, [semantic_map, other][index // 2], [features[index // 2]], seed=seed, guidance_scale=10.0, output_type="latent"
-        )
+        single = sample(pipe, [semantic_map, other][index // 2], [features[index // 2]], seed=seed, guidance_scale=10.0, output_type="latent")
         torch.testing.assert_close(batch[index : index + 1], single, atol=1e-4, rtol=1e-4)
 
 
@@ -247,7 +245,8 @@ def test_save_and_load(tmp_path, semantic_map):
     assert index["lobulation_classifier"] == [None, None]
     loaded = LSDMGuidedPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
-    np.testing.assert_array_equal(sample(loaded, semantic_map, {"texture": 5}), expected)
+    # loaded weights lie at other addresses, and convolutions may then add in another order
+    np.testing.assert_allclose(sample(loaded, semantic_map, {"texture": 5}), expected, atol=2)
     assert loaded.lobulation_classifier is None
     assert LSDMGuidedPipeline.from_pretrained(tmp_path, texture_classifier=None).texture_classifier is None
 

@@ -38,6 +38,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
     data.add_argument("--dataset_name", required=True, help="dataset folder or Hub id; rows of kind nodule: 64x64 crops of one rated nodule")
+    data.add_argument("--augmentation_views", type=int, default=8, choices=range(1, 9), help="flips and turns of each crop that are encoded, 1..8")
     model = parser.add_argument_group("model")
     model.add_argument("--pretrained_vae", type=Path, required=True, help="folder of the trained autoencoder")
     model.add_argument("--feature", choices=NODULE_FEATURES, required=True)
@@ -145,8 +146,8 @@ def main():
     args.output_dir.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL.from_pretrained(args.pretrained_vae).requires_grad_(False).eval().to(accelerator.device)
     dataset = load_dataset(args.dataset_name)
-    latents, ratings = encode_crops(dataset["train"], vae, args.feature, views=8)
-    validation_latents, validation_ratings = encode_crops(dataset["validation"], vae, args.feature, views=1)
+    latents, ratings = encode_crops(dataset["train"], vae, args.feature, args.augmentation_views)
+    validation_latents, validation_ratings = encode_crops(dataset["validation"], vae, args.feature, 1)
 
     objective = args.objective or ("classification" if args.feature == "malignancy" else "regression")
     labels = rounded(ratings)

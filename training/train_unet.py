@@ -219,9 +219,7 @@ def main():
         beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0205, clip_sample=False, prediction_type=args.prediction_type
     )
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
-    schedule = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
-    )
+    schedule = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
     ema = EMAModel(unet.parameters(), decay=args.ema_max_decay)
     unet, optimizer = accelerator.prepare(unet, optimizer)
     ema.to(accelerator.device)

@@ -23,7 +23,7 @@ accelerate launch "$training/train_unet.py" "${unet[@]}" --output_dir "$output/u
 
 for feature in malignancy lobulation spiculation texture; do
   accelerate launch "$training/train_classifier.py" --dataset_name "$output/data" --pretrained_vae "$output/vae" --feature "$feature" \
-    --output_dir "$output/${feature}_classifier" --max_train_steps "${CLASSIFIER_STEPS:-800}" --train_batch_size 16 --resume_from_checkpoint latest
+    --output_dir "$output/${feature}_classifier" --max_train_steps "${CLASSIFIER_STEPS:-800}" --train_batch_size 16 --augmentation_views 4 --resume_from_checkpoint latest
 done
 
 python "$here/assemble.py" --training_dir "$output" --output_dir "$output/lung-ct-small"

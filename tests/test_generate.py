@@ -1,0 +1,71 @@
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from lsdm_diffusers.checkpoint import example_map, small_checkpoint
+from lsdm_diffusers.generate import main
+from lsdm_diffusers.semantic_map import find_nodules, read_semantic_map
+
+from .conftest import tiny_pipeline
+
+
+@pytest.fixture
+def arguments(tmp_path, semantic_map):
+    tiny_pipeline().save_pretrained(tmp_path / "checkpoint")
+    PIL.Image.fromarray(semantic_map).save(tmp_path / "map.png")
+    common = ["--pretrained_model_name_or_path", tmp_path / "checkpoint", "--semantic_map", tmp_path / "map.png", "--output", tmp_path / "out"]
+    return [str(argument) for argument in common] + ["--num_inference_steps", "2"]
+
+
+def test_command_writes_images_previews_and_parameters(arguments, tmp_path, semantic_map):
+    main([*arguments, "--num_images", "2", "--malignancy", "malignant", "--texture", "4", "--scheduler", "EulerDiscreteScheduler", "--seed", "5"])
+    out = tmp_path / "out"
+    assert PIL.Image.open(out / "image-1.png").size == (128, 96)
+    hu = np.load(out / "image-0.npy")
+    assert hu.dtype == np.int16 and hu.shape == (96, 128)
+    assert PIL.Image.open(out / "preview-0.png").size[0] > 1000
+    np.testing.assert_array_equal(np.asarray(PIL.Image.open(out / "semantic_map.png")), semantic_map)
+    parameters = json.loads((out / "parameters.json").read_text())
+    assert parameters["nodule_features"] == {"malignancy": "malignant", "texture": 4.0}
+    assert parameters["scheduler"] == "EulerDiscreteScheduler" and parameters["seeds"] == [5, 6] and len(parameters["nodules"]) == 2
+
+
+def test_same_seed_same_image_alone_or_with_others(arguments, tmp_path):
+    main([*arguments, "--num_images", "2"])
+    both = np.load(tmp_path / "out" / "image-1.npy").astype(int)
+    main([*arguments, "--seed", "1"])
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "image-0.npy"), both, atol=2)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--texture", "7"], "texture = 7.0"),
+        (["--malignancy", "awful"], "'awful'"),
+        (["--scheduler", "UNet2DModel"], "'UNet2DModel'"),
+        (["--num_images", "0"], "--num_images"),
+        (["--semantic_map", "nowhere.png"], "nowhere.png"),
+    ],
+)
+def test_bad_arguments_end_in_one_sentence(arguments, tmp_path, extra, message):
+    with pytest.raises(SystemExit, match=message):
+        main([*arguments, *extra])
+    assert not (tmp_path / "out").exists()
+
+
+def test_shipped_checkpoint_and_map(tmp_path):
+    """The default command at a small size: the shipped weights on a crop of the shipped map."""
+    labels = read_semantic_map(example_map())
+    assert labels.shape == (512, 512) and find_nodules(labels)
+    y, x = (int(c) for c in find_nodules(labels)[0].centroid_yx)
+    y, x = min(max(y - 64, 0), 384), min(max(x - 64, 0), 384)
+    PIL.Image.fromarray(labels[y : y + 128, x : x + 128]).save(tmp_path / "crop.png")
+    main(["--semantic_map", str(tmp_path / "crop.png"), "--output", str(tmp_path), "--num_inference_steps", "8", "--malignancy", "malignant"])
+    hu = np.load(tmp_path / "image-0.npy")
+    lung = hu[labels[y : y + 128, x : x + 128] == 4]
+    assert -1000 < np.median(lung) < -600
+    assert small_checkpoint().endswith("lung-ct-small")
+    with pytest.raises(FileNotFoundError, match="'nothing'"):
+        example_map("nothing")
