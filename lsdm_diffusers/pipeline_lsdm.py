@@ -53,8 +53,8 @@ def feature_target(feature: str, value) -> float:
     if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)) or not 1 <= value <= 5:
         words = ' or "benign" or "malignant"' if feature == "malignancy" else ""
         raise ValueError(f"`nodule_features` has {feature} = {value!r}, but a rating 1..5{words} is needed.")
-    # between 2 and 3 counts as malignant: avoid false negatives (thesis, section 3.4.1)
-    return float(value > 2) if feature == "malignancy" else float(value)
+    # 2.5, halfway, counts as malignant: avoid false negatives (thesis, section 3.4.1)
+    return float(value >= 2.5) if feature == "malignancy" else float(value)
 
 
 class LSDMGuidedPipeline(DiffusionPipeline):

@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import torch
 
-from lsdm_diffusers.guidance import CROP, classifier_gradient, crop_box, guide_model_output, noise_level, nodule_mask
+from lsdm_diffusers.guidance import CROP, classifier_gradient, crop_box, guide_model_output, nodule_mask, noise_level
 
 from .conftest import BETAS
 

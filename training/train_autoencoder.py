@@ -42,7 +42,6 @@ def parse_args():
     optimisation.add_argument("--max_train_steps", type=int, default=1500)
     optimisation.add_argument("--learning_rate", type=float, default=1e-3, help="peak of the one-cycle schedule")
     optimisation.add_argument("--kl_weight", type=float, default=1e-4)
-    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1)
     optimisation.add_argument("--max_grad_norm", type=float, default=1.0)
     optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None)
     optimisation.add_argument("--ema_max_decay", type=float, default=0.999)
@@ -109,7 +108,6 @@ def validate(vae, images, output_dir, step):
 def main():
     args = parse_args()
     accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=args.report_to,
         project_dir=args.output_dir,
@@ -153,20 +151,21 @@ def main():
         folder = (checkpoints[-1] if checkpoints else None) if args.resume_from_checkpoint == "latest" else Path(args.resume_from_checkpoint)
         if folder is not None:
             accelerator.load_state(str(folder))
+            ema.to(accelerator.device)  # accelerate loads registered objects on the CPU
             step = int(folder.name.split("-")[1])
 
     progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5)
     model = accelerator.unwrap_model(vae)
     while step < args.max_train_steps:
         pixels = training_batch(slices, nodules, step * accelerator.num_processes + accelerator.process_index, args).to(accelerator.device)
-        with accelerator.accumulate(vae), accelerator.autocast():
+        with accelerator.autocast():
             loss, parts = autoencoder_loss(model, pixels, args)
-            if not torch.isfinite(loss):
-                raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(vae.parameters(), args.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(vae.parameters(), args.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
         schedule.step()
         ema.step(model.parameters())
         step += 1

@@ -57,7 +57,6 @@ def parse_args():
     optimisation.add_argument("--lr_warmup_steps", type=int, default=100)
     optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2)
     optimisation.add_argument("--nodule_weight", type=float, default=1.0, help="loss weight of nodule latents against all others")
-    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1)
     optimisation.add_argument("--gradient_checkpointing", action="store_true")
     optimisation.add_argument("--max_grad_norm", type=float, default=1.0)
     optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None)
@@ -166,7 +165,6 @@ def maps_and_samples(pipeline, maps):
 def main():
     args = parse_args()
     accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=args.report_to,
         project_dir=args.output_dir,
@@ -234,6 +232,7 @@ def main():
         folder = (saved[-1] if saved else None) if args.resume_from_checkpoint == "latest" else Path(args.resume_from_checkpoint)
         if folder is not None:
             accelerator.load_state(str(folder))
+            ema.to(accelerator.device)  # accelerate loads registered objects on the CPU
             step = by_step(folder)
 
     model = accelerator.unwrap_model(unet)
@@ -252,15 +251,14 @@ def main():
         noise = torch.randn(batch["latents"].shape, generator=generator).to(accelerator.device)
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator).to(accelerator.device)
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-        with accelerator.accumulate(unet):
-            loss = diffusion_loss(unet, batch, noise, timesteps, scheduler, args.nodule_weight)
-            if not torch.isfinite(loss):
-                raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+        loss = diffusion_loss(unet, batch, noise, timesteps, scheduler, args.nodule_weight)
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
         ema.step(model.parameters())
         step += 1
         recent.append(loss.item())

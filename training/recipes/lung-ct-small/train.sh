@@ -16,14 +16,15 @@ unet=(--dataset_name "$output/data" --pretrained_vae "$output/vae" --latents_dir
 # crops first, then whole slices, whose view makes the two lungs agree
 [ -f "$output/unet-crops/pipeline/model_index.json" ] && [ -f "$output/unet-crops/done" ] || {
   accelerate launch "$training/train_unet.py" "${unet[@]}" --output_dir "$output/unet-crops" --crop_size 128 --train_batch_size 8 \
-    --max_train_steps "${CROP_STEPS:-1400}" --learning_rate 6e-4 --validation_steps 350 && touch "$output/unet-crops/done"; }
+    --max_train_steps "${CROP_STEPS:-950}" --learning_rate 6e-4 --validation_steps 475 && touch "$output/unet-crops/done"; }
 accelerate launch "$training/train_unet.py" "${unet[@]}" --output_dir "$output/unet" --pretrained_unet "$output/unet-crops/pipeline/unet" \
-  --crop_size 512 --train_batch_size 1 --max_train_steps "${SLICE_STEPS:-900}" --learning_rate 3e-4 --lr_scheduler cosine --lr_warmup_steps 30 \
-  --nodule_probability 0.1 --validation_steps 300
+  --crop_size 512 --train_batch_size 1 --max_train_steps "${SLICE_STEPS:-650}" --learning_rate 4e-4 --lr_scheduler cosine --lr_warmup_steps 30 \
+  --nodule_probability 0.1 --validation_steps 325
 
 for feature in malignancy lobulation spiculation texture; do
+  steps=$([ $feature = malignancy ] && echo "${MALIGNANCY_STEPS:-450}" || echo "${RATING_STEPS:-200}")
   accelerate launch "$training/train_classifier.py" --dataset_name "$output/data" --pretrained_vae "$output/vae" --feature "$feature" \
-    --output_dir "$output/${feature}_classifier" --max_train_steps "${CLASSIFIER_STEPS:-800}" --train_batch_size 16 --augmentation_views 4 --resume_from_checkpoint latest
+    --output_dir "$output/${feature}_classifier" --max_train_steps "$steps" --train_batch_size 16 --augmentation_views 2 --resume_from_checkpoint latest
 done
 
 python "$here/assemble.py" --training_dir "$output" --output_dir "$output/lung-ct-small"
