@@ -377,7 +377,7 @@ class LSDMGuidedPipeline(DiffusionPipeline):
                         callback_kwargs[name] = locals()[name]
                     latents = callback_on_step_end(self, i, t, callback_kwargs).pop("latents", latents)
                 order = getattr(self.scheduler, "order", 1)
-                if (i + 1) % order == 0 and progress_bar.n < num_inference_steps:
+                if (i == len(timesteps) - 1 or (i + 1) % order == 0) and progress_bar.n < num_inference_steps:
                     progress_bar.update()
         del modulation, map_latents  # the modulation of a 512x512 map is hundreds of MB at full size
 

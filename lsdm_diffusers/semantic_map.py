@@ -311,6 +311,9 @@ def contour_mask(contour_xy: Sequence[tuple[float, float]], shape: tuple[int, in
 
     columns, rows = np.asarray(contour_xy, dtype=float).T
     mask = np.zeros(shape, dtype=bool)
+    if len(rows) < 3:  # a reader's mark of one or two pixels has no area to fill
+        mask[rows.round().astype(int), columns.round().astype(int)] = True
+        return mask
     mask[polygon(rows, columns, shape)] = True
     mask[polygon_perimeter(rows, columns, shape, clip=True)] = True
     return mask

@@ -283,7 +283,7 @@ def test_air_in_the_trachea_and_around_the_patient_is_background(phantom_map):
 def test_the_table_is_not_body(phantom):
     body = body_mask(phantom)
     patient = mask_of(ellipse(256, 256, 160, 215))
-    assert (phantom[425:] > 200).sum() > 3000, "the phantom has no table"
+    assert (phantom[425:] > 200).sum() > 2000, "the phantom has no table"
     assert not body[425:].any()
     assert dice(body, patient) > 0.98
 
@@ -388,7 +388,6 @@ def test_a_contour_over_the_border_is_cut():
     np.testing.assert_array_equal(mask, expected)
 
 
-@pytest.mark.xfail(raises=IndexError, strict=True, reason="contour_mask cannot take a contour without area yet")
 @pytest.mark.parametrize("points", [[(7, 3)], [(7, 3), (8, 3)]])
 def test_a_contour_of_one_or_two_points_is_its_points(points):
     """LIDC's readers drew such contours in the first and last slice of a nodule."""

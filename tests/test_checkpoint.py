@@ -1,0 +1,22 @@
+"""The checkpoint that ships in the package."""
+
+from pathlib import Path
+
+import torch
+
+from lsdm_diffusers import LSDMGuidedPipeline, small_checkpoint
+from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
+
+
+def test_is_small_safe_and_complete():
+    folder = Path(small_checkpoint())
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 32e6
+    assert {path.suffix for path in files} == {".json", ".safetensors", ".md"}
+    pipe = LSDMGuidedPipeline.from_pretrained(folder)
+    assert set(pipe.classifiers) == set(NODULE_FEATURES)
+    assert pipe.vae.config.scaling_factor != 0.18215
+    assert pipe.scheduler.config.clip_sample is False
+    for name, component in pipe.components.items():
+        if isinstance(component, torch.nn.Module):
+            assert all(torch.isfinite(parameter).all() for parameter in component.parameters()), name
