@@ -4,6 +4,7 @@ python training/recipes/lung-ct-small/assemble.py --training_dir lung-ct-small -
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -30,6 +31,10 @@ def main():
         **{name: NoduleClassifier.from_pretrained(folder) for name, folder in classifiers.items()},
     )
     pipe.to(torch.float16).save_pretrained(args.output_dir)
+    for file in args.output_dir.rglob("*.json"):  # a local path says nothing to those who download the checkpoint
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     size = sum(file.stat().st_size for file in args.output_dir.rglob("*.safetensors"))
     print(f"{args.output_dir}: {size / 1e6:.1f} MB of weights")
 
