@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The shipped checkpoint from the public CT, start to end (about two hours on two CPU cores); run again after an interruption, it goes on.
+# The shipped checkpoint from the public CT, start to end; run again after an interruption, it goes on.
 #     bash training/recipes/lung-ct-small/train.sh DATA_DIR OUTPUT_DIR
 set -euo pipefail
 data_dir=$1 output=$2
