@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 HU_MIN, HU_MAX = -1024, 800  # the window that is scaled to [-1, 1]; thesis, section 4.1
+CHEST_WALL_MM = 6.0  # no lung lies nearer to the skin; the thinnest wall in the slices that were looked at is 10 mm
 
 
 class SemanticLabel(IntEnum):
@@ -156,7 +157,9 @@ def max_pool_one_hot(semantic_map: torch.Tensor, size: tuple[int, int]) -> torch
     Max-pooling keeps the larger label, so a small nodule (5..7) never vanishes. `size` must divide (H, W).
     """
     height, width = semantic_map.shape[-2:]
-    if height % size[0] or width % size[1]:
+    if semantic_map.ndim != 3:
+        raise ValueError(f"`semantic_map` has shape {tuple(semantic_map.shape)}, but (B, H, W) is needed.")
+    if min(size) < 1 or height % size[0] or width % size[1]:
         raise ValueError(f"`semantic_map` of {height}x{width} pixels cannot be max-pooled to {size[0]}x{size[1]}: not a whole multiple.")
     window = (height // size[0], width // size[1])
     pooled = F.max_pool2d(semantic_map[:, None].float(), window, window)[:, 0].long()
@@ -198,13 +201,15 @@ def body_mask(hu: np.ndarray, pixel_spacing: float = 0.7) -> np.ndarray:
 def lung_mask(hu: np.ndarray, body: np.ndarray, pixel_spacing: float = 0.7) -> np.ndarray:
     """Mask (H, W) of the lungs by K-means on HU, erosion and dilation, and marching squares (thesis, section 4.3).
 
-    Vessels and nodules inside a lung belong to it; the trachea, bowel gas and other free air (nearly -1000 HU) do not.
+    Vessels and nodules inside a lung belong to it; the trachea, bowel gas and other free air (nearly -1000 HU) do not, nor does
+    air under the skin (subcutaneous emphysema) or in its folds, which comes nearer to the skin than a chest wall is thick.
 
     Args:
         hu: slice in Hounsfield units, (H, W).
         body: mask of the patient, from `body_mask`.
         pixel_spacing: edge of a pixel in mm.
     """
+    from scipy.ndimage import distance_transform_edt
     from skimage.draw import polygon2mask
     from skimage.filters import gaussian
     from skimage.measure import find_contours, label, regionprops
@@ -221,17 +226,25 @@ def lung_mask(hu: np.ndarray, body: np.ndarray, pixel_spacing: float = 0.7) -> n
     lung_mean, fat_mean = np.sort(means.cluster_centers_[:, 0])[:2]
     if lung_mean > -500:
         return empty
-    aerated = (gaussian(values, 0.7, preserve_range=True) < (lung_mean + fat_mean) / 2) & body
+    smooth = gaussian(values, 0.7, preserve_range=True)
+    aerated = (smooth < (lung_mean + fat_mean) / 2) & body
 
     core = erosion(aerated, _disk(1.4, pixel_spacing))
+    # the edge of the image is no skin: the scan may cut the patient there
+    margin = int(CHEST_WALL_MM / pixel_spacing) + 2
+    depth_mm = distance_transform_edt(np.pad(body, margin, mode="edge"))[margin:-margin, margin:-margin] * pixel_spacing
     kept = np.zeros_like(core)
     pieces = label(core)
     for piece in regionprops(pieces):
         rows, columns = piece.coords.T
         area_mm2 = piece.area * pixel_spacing**2
-        median = np.median(values[rows, columns])
-        free_air = median < (-930 if area_mm2 < 700 else -975)
-        if area_mm2 >= 15 and not free_air:
+        # gas among stool or under the skin has much partial volume: its darkest tenth tells it from lung
+        darkest, median = np.percentile(smooth[rows, columns], (10, 50))
+        if area_mm2 < 700:
+            free_air = median < -930 or darkest < -965
+        else:
+            free_air = median < -975 or (area_mm2 < 3000 and darkest < -990)
+        if area_mm2 >= 15 and not free_air and depth_mm[rows, columns].min() >= CHEST_WALL_MM:
             kept[rows, columns] = True
     if not kept.any():
         return empty
@@ -277,8 +290,8 @@ def semantic_map_from_hu(hu, pixel_spacing: float = 0.7, nodules: Iterable[tuple
     """
     from scipy.ndimage import median_filter
 
-    hu = hu.detach().cpu().numpy() if isinstance(hu, torch.Tensor) else np.asarray(hu)
-    if hu.ndim != 2:
+    hu = hu.detach().float().cpu().numpy() if isinstance(hu, torch.Tensor) else np.asarray(hu)
+    if hu.ndim != 2 or 0 in hu.shape:
         raise ValueError(f"`hu` has shape {hu.shape}, but one slice (H, W) is needed.")
     if not np.isfinite(hu).all():
         raise ValueError(f"`hu` contains {int((~np.isfinite(hu)).sum())} values that are not finite, but Hounsfield units are needed.")
@@ -312,7 +325,9 @@ def contour_mask(contour_xy: Sequence[tuple[float, float]], shape: tuple[int, in
     columns, rows = np.asarray(contour_xy, dtype=float).T
     mask = np.zeros(shape, dtype=bool)
     if len(rows) < 3:  # a reader's mark of one or two pixels has no area to fill
-        mask[rows.round().astype(int), columns.round().astype(int)] = True
+        points = np.stack([rows, columns], axis=1).round().astype(int)
+        points = points[((points >= 0) & (points < shape)).all(axis=1)]
+        mask[tuple(points.T)] = True
         return mask
     mask[polygon(rows, columns, shape)] = True
     mask[polygon_perimeter(rows, columns, shape, clip=True)] = True

@@ -196,10 +196,15 @@ def test_pooling_to_the_same_size_is_one_hot(labels):
     assert pooled.unique().tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("size", [(7, 8), (8, 12), (128, 128)])
+@pytest.mark.parametrize("size", [(7, 8), (8, 12), (128, 128), (0, 8), (-8, 8)])
 def test_a_size_that_does_not_divide_is_refused(size):
     with pytest.raises(ValueError, match=f"64x64.*{size[0]}x{size[1]}"):
         max_pool_one_hot(torch.zeros(1, 64, 64, dtype=torch.long), size)
+
+
+def test_pooling_takes_a_batch_of_maps():
+    with pytest.raises(ValueError, match=r"shape \(64, 64\).*\(B, H, W\)"):
+        max_pool_one_hot(torch.zeros(64, 64, dtype=torch.long), (8, 8))
 
 
 # From Hounsfield units
@@ -228,7 +233,7 @@ def phantom() -> np.ndarray:
 
     # the table: a hollow crescent, a shell of 300 HU, 12 pixels below the patient
     crescent = mask_of(ellipse(290, 256, 210, 250)) & ~mask_of(ellipse(220, 256, 210, 250)) & (np.arange(512)[:, None] > 400)
-    hu[crescent & ~erosion(crescent, np.ones((9, 9)))] = 300
+    hu[crescent & ~erosion(crescent, np.ones((11, 11)))] = 300
 
     paint(ellipse(256, 256, 160, 215), FAT)
     paint(ellipse(256, 256, 146, 201), SOFT)
@@ -283,9 +288,29 @@ def test_air_in_the_trachea_and_around_the_patient_is_background(phantom_map):
 def test_the_table_is_not_body(phantom):
     body = body_mask(phantom)
     patient = mask_of(ellipse(256, 256, 160, 215))
-    assert (phantom[425:] > 200).sum() > 2000, "the phantom has no table"
+    assert (phantom[425:] > 200).sum() > 3000, "the phantom has no table"
     assert not body[425:].any()
     assert dice(body, patient) > 0.98
+
+
+def test_air_under_the_skin_is_not_lung(phantom, phantom_map):
+    """Subcutaneous emphysema: pockets of free air and mixed air in the fat beneath the skin, one of them open to it."""
+    hu = phantom.copy()
+    pockets = mask_of(ellipse(256, 47, 40, 3)) | mask_of(ellipse(107, 256, 4, 60)) | mask_of(ellipse(404, 300, 6, 30))
+    hu[pockets] = np.random.default_rng(1).uniform(-1000, -700, pockets.sum())
+    result = semantic_map_from_hu(hu)
+    assert not (result[pockets] == SemanticLabel.LUNG).any()
+    assert dice(result == SemanticLabel.LUNG, phantom_map == SemanticLabel.LUNG) > 0.999
+
+
+def test_gas_in_the_bowel_is_not_lung(phantom, phantom_map):
+    """Gas of -1000 HU around stool that lifts its mean: by its darkest pixels it is free air."""
+    hu = phantom.copy()
+    loop = mask_of(disk((290, 256), 14))
+    stool = np.random.default_rng(2).random(hu.shape) < 0.2
+    hu[loop] = AIR
+    hu[loop & stool] = -300
+    assert not (semantic_map_from_hu(hu)[loop] == SemanticLabel.LUNG).any()
 
 
 @pytest.mark.parametrize("turn", [lambda a: a[::-1, ::-1], lambda a: a[:, ::-1]], ids=["by 180 degrees", "mirrored"])
@@ -309,6 +334,8 @@ def test_the_map_does_not_depend_on_the_kind_of_array(phantom, phantom_map):
     rounded = np.round(phantom).astype(np.int16)
     expected = semantic_map_from_hu(rounded)
     np.testing.assert_array_equal(semantic_map_from_hu(torch.from_numpy(rounded)), expected)
+    halves = torch.from_numpy(rounded).bfloat16()
+    np.testing.assert_array_equal(semantic_map_from_hu(halves), semantic_map_from_hu(halves.float()))
     assert (expected == phantom_map).mean() > 0.99
 
 
@@ -340,7 +367,7 @@ def test_a_wrong_nodule_mask_is_refused(labels, mask):
         paint_nodules(labels, [(mask, 3)])
 
 
-@pytest.mark.parametrize("shape", [(8,), (1, 8, 8)])
+@pytest.mark.parametrize("shape", [(8,), (1, 8, 8), (0, 8)])
 def test_a_slice_of_other_dimensions_is_refused(shape):
     with pytest.raises(ValueError, match="has shape .*one slice"):
         semantic_map_from_hu(np.zeros(shape))
@@ -386,6 +413,12 @@ def test_a_contour_over_the_border_is_cut():
     expected = np.zeros((16, 16), dtype=bool)
     expected[:4, :5] = True
     np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("points", [[(-1, 3)], [(7, 16), (8, 3)], [(16, 3), (8, -0.6)]])
+def test_points_outside_the_slice_are_cut(points):
+    mask = contour_mask(points, (16, 16))
+    assert [tuple(p) for p in np.argwhere(mask)] == [(y, x) for x, y in points if 0 <= x < 16 and 0 <= y < 16]
 
 
 @pytest.mark.parametrize("points", [[(7, 3)], [(7, 3), (8, 3)]])
