@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+import cv2
 import numpy as np
 import PIL.Image
 import torch
@@ -166,10 +167,11 @@ def max_pool_one_hot(semantic_map: torch.Tensor, size: tuple[int, int]) -> torch
     return F.one_hot(pooled, NUM_LABELS).movedim(-1, 1).float().contiguous()
 
 
-def _disk(radius_mm: float, pixel_spacing: float) -> np.ndarray:
+def _morphology(operation: int, mask: np.ndarray, radius_mm: float, pixel_spacing: float) -> np.ndarray:
+    """Erosion, dilation, opening or closing (`cv2.MORPH_...`) with a disk; what lies outside the image changes nothing inside."""
     from skimage.morphology import disk
 
-    return disk(max(1, round(radius_mm / pixel_spacing)))
+    return cv2.morphologyEx(mask.astype(np.uint8), operation, disk(max(1, round(radius_mm / pixel_spacing)))).astype(bool)
 
 
 def body_mask(hu: np.ndarray, pixel_spacing: float = 0.7) -> np.ndarray:
@@ -178,23 +180,24 @@ def body_mask(hu: np.ndarray, pixel_spacing: float = 0.7) -> np.ndarray:
     The opening cuts what hangs on the patient by a thin bridge or is thin itself; the largest piece is the trunk, and pieces
     at least a tenth as large, as thick as an arm and not hollow (as a table is) stay with it.
     """
-    from scipy.ndimage import binary_fill_holes, distance_transform_edt
     from skimage.filters import gaussian
     from skimage.measure import label, regionprops
-    from skimage.morphology import opening
 
     tissue = np.pad(gaussian(np.clip(hu, HU_MIN, HU_MAX).astype(np.float32), 1.0, preserve_range=True) > -400, 1)
-    solid = opening(binary_fill_holes(tissue), _disk(6.0, pixel_spacing))
+    air = label(~tissue, connectivity=1)
+    solid = _morphology(cv2.MORPH_OPEN, air != air[0, 0], 6.0, pixel_spacing)  # holes filled
     pieces = regionprops(label(solid))
     if not pieces:
         return np.zeros(hu.shape, dtype=bool)
     largest = max(pieces, key=lambda piece: piece.area)
     mask = np.zeros(solid.shape, dtype=bool)
     for piece in pieces:
-        thickness_mm = 2 * distance_transform_edt(np.pad(piece.image, 1)).max() * pixel_spacing
-        hollow = tissue[tuple(piece.coords.T)].mean() < 0.8
-        if piece is largest or (piece.area >= 0.1 * largest.area and thickness_mm >= 50 and not hollow):
-            mask[tuple(piece.coords.T)] = True
+        if piece is not largest:
+            distance = cv2.distanceTransform(np.pad(piece.image, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+            hollow = tissue[tuple(piece.coords.T)].mean() < 0.8
+            if piece.area < 0.1 * largest.area or 2 * distance.max() * pixel_spacing < 50 or hollow:
+                continue
+        mask[tuple(piece.coords.T)] = True
     return mask[1:-1, 1:-1]
 
 
@@ -209,11 +212,9 @@ def lung_mask(hu: np.ndarray, body: np.ndarray, pixel_spacing: float = 0.7) -> n
         body: mask of the patient, from `body_mask`.
         pixel_spacing: edge of a pixel in mm.
     """
-    from scipy.ndimage import distance_transform_edt
-    from skimage.draw import polygon2mask
     from skimage.filters import gaussian
-    from skimage.measure import find_contours, label, regionprops
-    from skimage.morphology import closing, dilation, erosion, remove_small_holes
+    from skimage.measure import label, regionprops
+    from skimage.morphology import remove_small_holes
     from sklearn.cluster import KMeans
 
     empty = np.zeros(hu.shape, dtype=bool)
@@ -229,10 +230,9 @@ def lung_mask(hu: np.ndarray, body: np.ndarray, pixel_spacing: float = 0.7) -> n
     smooth = gaussian(values, 0.7, preserve_range=True)
     aerated = (smooth < (lung_mean + fat_mean) / 2) & body
 
-    core = erosion(aerated, _disk(1.4, pixel_spacing))
+    core = _morphology(cv2.MORPH_ERODE, aerated, 1.4, pixel_spacing)
     # the edge of the image is no skin: the scan may cut the patient there
-    margin = int(CHEST_WALL_MM / pixel_spacing) + 2
-    depth_mm = distance_transform_edt(np.pad(body, margin, mode="edge"))[margin:-margin, margin:-margin] * pixel_spacing
+    behind_the_chest_wall = _morphology(cv2.MORPH_ERODE, body, CHEST_WALL_MM, pixel_spacing)
     kept = np.zeros_like(core)
     pieces = label(core)
     for piece in regionprops(pieces):
@@ -244,28 +244,20 @@ def lung_mask(hu: np.ndarray, body: np.ndarray, pixel_spacing: float = 0.7) -> n
             free_air = median < -930 or darkest < -965
         else:
             free_air = median < -975 or (area_mm2 < 3000 and darkest < -990)
-        if area_mm2 >= 15 and not free_air and depth_mm[rows, columns].min() >= CHEST_WALL_MM:
+        if area_mm2 >= 15 and not free_air and behind_the_chest_wall[rows, columns].all():
             kept[rows, columns] = True
     if not kept.any():
         return empty
-    lungs = dilation(kept, _disk(2.1, pixel_spacing)) & aerated
-    lungs = closing(np.pad(lungs, 16), _disk(4.2, pixel_spacing))[16:-16, 16:-16] & body
+    lungs = _morphology(cv2.MORPH_DILATE, kept, 2.1, pixel_spacing) & aerated
+    lungs = _morphology(cv2.MORPH_CLOSE, np.pad(lungs, 16), 4.2, pixel_spacing)[16:-16, 16:-16] & body
     # airways and gas keep their partial-volume edge; the rest of the aerated edge belongs to the lung
-    free_air = dilation((pieces > 0) & ~kept, _disk(1.4, pixel_spacing)) & aerated
-    edge = dilation(lungs, _disk(2.1, pixel_spacing)) & (values < -400) & body
+    free_air = _morphology(cv2.MORPH_DILATE, (pieces > 0) & ~kept, 1.4, pixel_spacing) & aerated
+    edge = _morphology(cv2.MORPH_DILATE, lungs, 2.1, pixel_spacing) & (values < -400) & body
     lungs = (lungs | edge) & ~free_air
     # a hole of up to 44 mm diameter is a vessel or nodule, a larger one the mediastinum between joined lungs
     lungs = remove_small_holes(lungs, max_size=int(1500 / pixel_spacing**2))
-
-    outline = np.zeros(hu.shape, dtype=int)  # winding number: outer contours count up, holes down
-    padded = np.pad(gaussian(lungs.astype(np.float32), 0.7), 1)
-    for contour in find_contours(padded, 0.5, positive_orientation="high"):
-        y, x = contour[:, 0] - 1, contour[:, 1] - 1
-        signed_area = 0.5 * np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])
-        outline += int(np.sign(signed_area)) * polygon2mask(hu.shape, np.stack([y, x], axis=1))
-    if outline.min() < 0:  # orientation convention: make outer contours positive
-        outline = -outline
-    return outline > 0
+    # marching squares at 0.5 between lung (1) and not (0) encloses the pixels above 0.5
+    return gaussian(lungs.astype(np.float32), 0.7) > 0.5
 
 
 def semantic_map_from_hu(hu, pixel_spacing: float = 0.7, nodules: Iterable[tuple[np.ndarray, float]] = ()) -> np.ndarray:
@@ -288,8 +280,6 @@ def semantic_map_from_hu(hu, pixel_spacing: float = 0.7, nodules: Iterable[tuple
         >>> semantic_map_from_hu(np.full((64, 64), -1000)).max()
         np.uint8(0)
     """
-    from scipy.ndimage import median_filter
-
     hu = hu.detach().float().cpu().numpy() if isinstance(hu, torch.Tensor) else np.asarray(hu)
     if hu.ndim != 2 or 0 in hu.shape:
         raise ValueError(f"`hu` has shape {hu.shape}, but one slice (H, W) is needed.")
@@ -297,7 +287,7 @@ def semantic_map_from_hu(hu, pixel_spacing: float = 0.7, nodules: Iterable[tuple
         raise ValueError(f"`hu` contains {int((~np.isfinite(hu)).sum())} values that are not finite, but Hounsfield units are needed.")
     if not pixel_spacing > 0:
         raise ValueError(f"`pixel_spacing` is {pixel_spacing}, but the edge of a pixel in mm is above 0.")
-    values = median_filter(np.clip(hu, HU_MIN, HU_MAX).astype(np.float32), 3)
+    values = cv2.medianBlur(np.clip(hu, HU_MIN, HU_MAX).astype(np.float32), 3)
     body = body_mask(hu, pixel_spacing)
     labels = np.zeros(hu.shape, dtype=np.uint8)
     labels[body & (values >= -400)] = SemanticLabel.BODY

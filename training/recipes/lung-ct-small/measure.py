@@ -34,6 +34,12 @@ def nodule_regions(semantic_map, nodule):
     return mask, binary_dilation(mask, disk(6)), around
 
 
+def texture_rating(row, nodule):
+    """The texture rating (1 ground glass .. 5 solid) of the dataset's nodule whose centroid is nearest."""
+    distance = [np.hypot(*np.subtract(rated["centroid_yx"], nodule.centroid_yx)) for rated in row["nodules"]]
+    return row["nodules"][int(np.argmin(distance))]["texture"]
+
+
 def nodule_area(hu, dilated):
     """Pixels above -400 HU within the dilated nodule."""
     return int((hu[dilated] > -400).sum())
@@ -60,7 +66,8 @@ def main():
         generator = torch.Generator().manual_seed(0)
         return pipe(semantic_map, features, args.num_inference_steps, scale, generator=generator, output_type="hu").images[0]
 
-    measured = {"psnr": [], "mae_hu": [], "dice_lung": [], "dice_body": [], "dice_bone": [], "nodule_contrast_hu": [], "real_contrast_hu": []}
+    measured = {"psnr": [], "mae_hu": [], "dice_lung": [], "dice_body": [], "dice_bone": []}
+    measured |= {f"{kind}_contrast_hu": [] for kind in ("nodule", "real_nodule", "solid_nodule", "real_solid_nodule")}
     pictures = []
     for row in rows:
         hu, labels = np.asarray(row["image"]).astype(int) - 1024, np.asarray(row["semantic_map"])
@@ -78,8 +85,11 @@ def main():
         for nodule in find_nodules(labels):
             mask, _, around = nodule_regions(labels, nodule)
             if mask.sum() >= 12 and around.any():
-                measured["nodule_contrast_hu"].append(float(made[mask].mean() - made[around].mean()))
-                measured["real_contrast_hu"].append(float(hu[mask].mean() - hu[around].mean()))
+                for kind, image in (("nodule", made), ("real_nodule", hu)):
+                    contrast = float(image[mask].mean() - image[around].mean())
+                    measured[f"{kind}_contrast_hu"].append(contrast)
+                    if texture_rating(row, nodule) >= 4:
+                        measured[f"{kind.replace('nodule', 'solid_nodule')}_contrast_hu"].append(contrast)
         pictures.append((labels, hu, made))
 
     guided = {"none": [], **{f"{kind} s={scale:g}": [] for scale in args.scales for kind in ("benign", "malignant")}}
@@ -105,7 +115,8 @@ def main():
     summary["guidance_mean_area_px"] = {name: float(np.mean(values)) for name, values in guided.items()}
     summary["guidance_change_beyond_32px_hu"] = {name: float(np.mean(values)) for name, values in elsewhere.items()}
     summary["guided_nodules"] = len(guided["none"])
-    summary["contrast_below_200_hu"] = int(np.sum(np.array(measured["nodule_contrast_hu"]) < 200))
+    for kind in ("solid_nodule", "real_solid_nodule"):
+        summary[f"{kind}s_below_200_hu"] = int(np.sum(np.array(measured[f"{kind}_contrast_hu"]) < 200))
     (args.output_dir / "measured.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
 

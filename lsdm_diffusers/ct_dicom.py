@@ -1,0 +1,169 @@
+"""Axial CT slices from DICOM files that may be broken, foreign or hostile: an index of the files, and each slice in Hounsfield units."""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pydicom
+from pydicom.misc import is_dicom
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+from tqdm.auto import tqdm
+
+MAX_FILE_BYTES = 64 * 2**20  # a 512x512 slice has half a MiB; more is a volume in one file, or an attack
+MAX_EDGE = 4096  # pixels
+HEADER_TAGS = ["SOPInstanceUID", "SeriesInstanceUID", "PatientID", "ImagePositionPatient", "InstanceNumber", "SliceLocation"]
+
+
+class SliceFile(NamedTuple):
+    """What the header of a DICOM file says of where its slice belongs."""
+
+    path: str
+    patient_id: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    z_mm: float | None  # None where the header does not say
+    instance_number: int
+
+
+class CtSlice(NamedTuple):
+    """One axial slice."""
+
+    hu: np.ndarray  # (H, W) int16, Hounsfield units as stored, padding outside the scan circle -1024
+    pixel_spacing_mm: float
+    slice_thickness_mm: float | None
+    contrast_used: bool
+
+
+class DicomError(ValueError):
+    """A file that gives no axial CT slice; the message is the reason."""
+
+
+def _open(path: str, **options) -> pydicom.Dataset:
+    """`pydicom.dcmread` of a file that is small, plain and DICOM; anything it may raise becomes a DicomError."""
+    try:
+        size = os.path.getsize(path)
+        if size > MAX_FILE_BYTES:
+            raise DicomError(f"file of {size} bytes, more than a slice has ({MAX_FILE_BYTES})")
+        if not is_dicom(path):
+            raise DicomError("not a DICOM file")
+        syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+        if syntax == DeflatedExplicitVRLittleEndian:  # its size after unpacking is unknown before
+            raise DicomError("deflated transfer syntax")
+        return pydicom.dcmread(path, **options)
+    except DicomError:
+        raise
+    except Exception as error:  # a broken file can raise nearly anything inside the parser
+        raise DicomError(f"unreadable ({type(error).__name__}: {str(error)[:200]})") from error
+
+
+def _headers(paths: list[str]) -> list[SliceFile | tuple[str, str]]:
+    """For each file its SliceFile, or (path, reason)."""
+    found = []
+    for path in paths:
+        try:
+            header = _open(path, stop_before_pixels=True, specific_tags=HEADER_TAGS)
+            position = header.get("ImagePositionPatient") or [None] * 3
+            found.append(
+                SliceFile(
+                    path,
+                    str(header.get("PatientID", "")),
+                    str(header.get("SeriesInstanceUID", "")),
+                    str(header.get("SOPInstanceUID", "")),
+                    None if position[-1] is None else float(position[-1]),
+                    int(header.get("InstanceNumber") or 0),
+                )
+            )
+        except DicomError as error:
+            found.append((path, str(error)))
+        except Exception as error:
+            found.append((path, f"unreadable ({type(error).__name__}: {str(error)[:200]})"))
+    return found
+
+
+def index_dicom(folder: Path, executor: Executor | None = None) -> tuple[dict[str, list[SliceFile]], list[tuple[str, str]]]:
+    """Read the header of every DICOM file under `folder`.
+
+    Files without the suffix .dcm that are no DICOM (licences, annotations) are passed over. Links are not followed.
+
+    Args:
+        folder: where to look.
+        executor: reads in parallel if given.
+
+    Returns:
+        Files by SeriesInstanceUID, in order of path; and (path, reason) of each file that could not be read.
+    """
+    paths = sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
+    paths = [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
+    chunks = [paths[start : start + 256] for start in range(0, len(paths), 256)]
+    results: Iterable = executor.map(_headers, chunks) if executor else map(_headers, chunks)
+    series: dict[str, list[SliceFile]] = {}
+    faults = []
+    with tqdm(total=len(paths), desc="DICOM headers", unit="file", mininterval=1) as progress:
+        for chunk in results:
+            for entry in chunk:
+                if isinstance(entry, SliceFile):
+                    series.setdefault(entry.series_instance_uid, []).append(entry)
+                elif entry[0].lower().endswith(".dcm") or entry[1] != "not a DICOM file":
+                    faults.append(entry)
+            progress.update(len(chunk))
+    return series, faults
+
+
+def read_slice(path: str) -> CtSlice:
+    """One axial CT slice in Hounsfield units.
+
+    Rescale slope and intercept are applied and rounded to whole HU; pixels of the padding value that are no Hounsfield unit, and all
+    values below -1024, become -1024.
+
+    Raises:
+        DicomError: with the reason, if the file is unreadable, not CT, not axial, has several frames, pixels that are not square or not
+            decodable, or no rescale.
+    """
+    dataset = _open(path)
+    try:
+        modality = str(dataset.get("Modality", ""))
+        if modality != "CT":
+            raise DicomError(f"modality {modality!r} instead of CT")
+        frames = int(dataset.get("NumberOfFrames") or 1)
+        if frames != 1:
+            raise DicomError(f"{frames} frames in one file instead of one slice")
+        if int(dataset.get("SamplesPerPixel", 1)) != 1:
+            raise DicomError(f"{dataset.SamplesPerPixel} samples a pixel instead of one")
+        shape = int(dataset.Rows), int(dataset.Columns)
+        if not (16 <= min(shape) and max(shape) <= MAX_EDGE):
+            raise DicomError(f"{shape[0]}x{shape[1]} pixels, but 16..{MAX_EDGE} a side are read")
+        row_spacing, column_spacing = (float(value) for value in dataset.PixelSpacing)
+        if not (row_spacing > 0 and abs(row_spacing - column_spacing) < 0.01 * row_spacing):
+            raise DicomError(f"pixel spacing {row_spacing:g} x {column_spacing:g} mm, but square pixels are needed")
+        orientation = [float(value) for value in dataset.ImageOrientationPatient]
+        if len(orientation) != 6 or np.cross(orientation[:3], orientation[3:])[2] < 0.9:
+            raise DicomError(f"orientation {orientation} is not that of an axial slice seen from the feet")
+        if dataset.get("RescaleSlope") is None or dataset.get("RescaleIntercept") is None:
+            raise DicomError("no rescale slope and intercept")
+        slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
+        if not (np.isfinite([slope, intercept]).all() and slope > 0):
+            raise DicomError(f"rescale slope {slope:g} and intercept {intercept:g} make no Hounsfield units")
+        stored = dataset.pixel_array
+        if stored.shape != shape:
+            raise DicomError(f"pixel data of shape {stored.shape} instead of {shape}")
+        hu = np.rint(stored * slope + intercept)
+        padding = dataset.get("PixelPaddingValue")
+        if padding is not None:
+            limits = sorted((int(padding), int(dataset.get("PixelPaddingRangeLimit", padding))))
+            hu[(stored >= limits[0]) & (stored <= limits[1]) & (hu > 3071)] = -1024
+        if not ((hu > -1024) & (hu <= 3071)).any():
+            raise DicomError(f"values {hu.min():g}..{hu.max():g} are no Hounsfield units")
+        thickness = dataset.get("SliceThickness")
+        return CtSlice(
+            np.clip(hu, -1024, 32767).astype(np.int16),
+            row_spacing,
+            None if thickness is None else float(thickness),
+            bool(str(dataset.get("ContrastBolusAgent") or "").strip()),
+        )
+    except DicomError:
+        raise
+    except Exception as error:
+        raise DicomError(f"unreadable ({type(error).__name__}: {str(error)[:200]})") from error

@@ -1,0 +1,60 @@
+"""Synthetic CT slices as DICOM files, whole or with any element changed."""
+
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
+from skimage.draw import ellipse
+
+
+def thorax_hu(variant: int = 0) -> np.ndarray:
+    """512x512 HU: a body with two lungs; `variant` shifts one of them, so that slices can be told apart."""
+    hu = np.full((512, 512), -1000, dtype=np.int16)
+    hu[ellipse(256, 256, 190, 240)] = 40
+    hu[ellipse(256, 140, 120, 80)] = -850
+    hu[ellipse(256 + variant, 372, 120, 80)] = -850
+    hu[ellipse(380, 256, 20, 20)] = 400
+    return hu
+
+
+def write_slice(path: Path, hu: np.ndarray, **tags) -> Path:
+    """A CT slice as DICOM; `tags` replace or, if None, remove elements. `stored` and `syntax` set pixels and transfer syntax directly."""
+    stored, syntax = tags.pop("stored", None), tags.pop("syntax", ExplicitVRLittleEndian)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, syntax
+    meta.MediaStorageSOPInstanceUID = tags.get("SOPInstanceUID", "1.2.3")
+    file = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    if stored is None:
+        stored = (hu.astype(np.int32) + 1024).astype(np.uint16).tobytes()
+    defaults = {
+        "SOPClassUID": CTImageStorage,
+        "SOPInstanceUID": "1.2.3",
+        "SeriesInstanceUID": "1.2",
+        "PatientID": "LIDC-IDRI-0000",
+        "Modality": "CT",
+        "ImagePositionPatient": [-180, -180, 0],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "InstanceNumber": 1,
+        "SliceThickness": 2.5,
+        "PixelSpacing": [0.7, 0.7],
+        "Rows": hu.shape[0],
+        "Columns": hu.shape[1],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 0,
+        "RescaleSlope": 1,
+        "RescaleIntercept": -1024,
+        "PixelData": stored,
+    }
+    for name, value in {**defaults, **tags}.items():
+        if value is not None:
+            setattr(file, name, value)
+    if syntax == JPEG2000Lossless:
+        file["PixelData"].VR, file["PixelData"].is_undefined_length = "OB", True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file.save_as(path, enforce_file_format=True)
+    return path

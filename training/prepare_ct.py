@@ -1,0 +1,178 @@
+"""Any folder of axial CT in DICOM to a dataset for training: slices with semantic maps, without annotations (labels 0..4).
+
+    python training/prepare_ct.py --dicom_dir my-ct --output_dir my-ct-dataset --num_proc 8
+    datasets.load_dataset("my-ct-dataset")
+
+With --semantic_map_dir, your own maps are taken instead of computed ones: for a DICOM file `a/b.dcm` of --dicom_dir the 8-bit PNG `a/b.png`
+of that folder, or `<SOPInstanceUID>.png`, grey or palette, whose pixel values are the labels 0..7; a slice without a map is left out. Nodules
+(labels 5..7) of such maps are listed in column `nodules`, with no ratings.
+
+Patients, not slices, are split. Everything else is as in prepare_lidc.py: one parquet file for each series, interrupted runs go on,
+`skipped.csv` tells what was left out and why.
+"""
+
+import argparse
+import hashlib
+import os
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the series are what runs in parallel
+
+import numpy as np
+from skimage.measure import label, regionprops
+
+from lsdm_diffusers.ct_dataset import encode_row
+from lsdm_diffusers.ct_dicom import DicomError, SliceFile, index_dicom, read_slice
+from lsdm_diffusers.dataset_card import write_dataset_card
+from lsdm_diffusers.dataset_report import draw_report
+from lsdm_diffusers.lidc.annotations import RATINGS
+from lsdm_diffusers.lidc.selection import choose_slices, split_of_patient
+from lsdm_diffusers.preparation import ScanJob, begin_dataset, prepare_scans, worker_pool
+from lsdm_diffusers.semantic_map import SemanticLabel, read_semantic_map, semantic_map_from_hu
+
+SETTINGS = ("max_slice_thickness", "slice_fraction", "validation_fraction", "test_fraction", "seed", "bit_depth")
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--dicom_dir", type=Path, required=True, help="folder that holds the DICOM files, at any depth")
+    data.add_argument("--semantic_map_dir", type=Path, default=None, help="folder of your own semantic maps; default: computed from the HU")
+    data.add_argument("--output_dir", type=Path, required=True, help="folder of the dataset")
+    choice = parser.add_argument_group("choice")
+    choice.add_argument("--max_slice_thickness", type=float, default=None, help="mm; thicker slices are left out; default: none is")
+    choice.add_argument("--slice_fraction", type=float, default=1.0, help="share of each series' slices, spread evenly (default: all)")
+    choice.add_argument("--validation_fraction", type=float, default=0.1, help="share of the patients (default 0.1)")
+    choice.add_argument("--test_fraction", type=float, default=0.0, help="share of the patients (default 0)")
+    choice.add_argument("--seed", type=int, default=0, help="which patients go where")
+    choice.add_argument("--bit_depth", type=int, choices=(16, 8), default=16, help="16 keeps every HU; 8 is the thesis' image")
+    run = parser.add_argument_group("run")
+    run.add_argument("--num_proc", type=int, default=1, help="series in parallel; about 1 GB of memory each")
+    run.add_argument("--report", action="store_true", help="draw report.png: random slices with maps and outlines")
+    args = parser.parse_args()
+    for name in ("dicom_dir", "semantic_map_dir"):
+        folder = getattr(args, name)
+        if folder is not None and not folder.is_dir():
+            parser.error(f"--{name} is {folder}, but that is no folder")
+    if not 0 < args.slice_fraction <= 1:
+        parser.error(f"--slice_fraction is {args.slice_fraction}, but a share above 0 and up to 1 is needed")
+    if min(args.validation_fraction, args.test_fraction) < 0 or args.validation_fraction + args.test_fraction >= 1:
+        parser.error(f"--validation_fraction is {args.validation_fraction} and --test_fraction {args.test_fraction}, but their sum must be below 1")
+    if args.num_proc < 1:
+        parser.error(f"--num_proc is {args.num_proc}, but 1 or more are needed")
+    return args
+
+
+def series_job(series_instance_uid: str, files: list[SliceFile], args) -> ScanJob:
+    """The job of a series: its slices by z, one for each place, of which the chosen ones are prepared."""
+    by_z, left_out = {}, []
+    for file in sorted({file.sop_instance_uid: file for file in reversed(files)}.values(), key=lambda file: (file.instance_number, file.path)):
+        if file.z_mm is not None:
+            by_z.setdefault(round(file.z_mm, 1), file)
+    ordered = [by_z[z] for z in sorted(by_z)]
+    if not ordered:
+        left_out.append((0, "no file of the series says where its slice lies (ImagePositionPatient)"))
+    chosen = {index: ordered[index] for index in choose_slices(len(ordered), (), args.slice_fraction)} if ordered else {}
+    patient_id = files[0].patient_id
+    # identifiers of foreign files are no file names
+    name = hashlib.sha256(series_instance_uid.encode()).hexdigest()[:16]
+    split = split_of_patient(patient_id, args.validation_fraction, args.test_fraction, args.seed)
+    columns = {"patient_id": patient_id, "pylidc_scan_id": None, "series_instance_uid": series_instance_uid}
+    return ScanJob(name, series_instance_uid, patient_id, split, columns, chosen, tuple(left_out), len(files))
+
+
+def own_semantic_map(folder: Path, file: SliceFile, dicom_dir: Path, shape: tuple[int, int]) -> np.ndarray:
+    candidates = [folder / Path(file.path).relative_to(dicom_dir).with_suffix(".png")]
+    if file.sop_instance_uid.replace(".", "").isalnum():
+        candidates.append(folder / f"{file.sop_instance_uid}.png")
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise DicomError("no semantic map in --semantic_map_dir")
+    try:
+        semantic_map = read_semantic_map(path)
+    except Exception as error:  # a broken PNG can raise nearly anything
+        raise DicomError(f"semantic map {path.name}: {error}") from error
+    if semantic_map.shape != shape:
+        raise DicomError(f"semantic map {path.name} has {semantic_map.shape[0]}x{semantic_map.shape[1]} pixels, the slice {shape[0]}x{shape[1]}")
+    return semantic_map
+
+
+def unrated_nodules(semantic_map: np.ndarray, sop_instance_uid: str, pixel_spacing_mm: float) -> list[dict]:
+    nodules = np.where(semantic_map >= SemanticLabel.NODULE_BENIGN, semantic_map, 0)
+    return [
+        {
+            "nodule_id": f"{sop_instance_uid}-{number}",
+            "annotation_ids": [],
+            "centroid_yx": list(region.centroid),
+            "box_yxyx": list(region.bbox),
+            "diameter_mm": region.feret_diameter_max * pixel_spacing_mm,
+            "num_readers": None,
+            **dict.fromkeys(RATINGS),
+            **{f"{name}_ratings": [] for name in RATINGS},
+        }
+        for number, region in enumerate(regionprops(label(nodules, background=0, connectivity=2)))
+    ]
+
+
+def ct_row(job, index, clock, dicom_dir, semantic_map_dir, max_slice_thickness, bit_depth):
+    file = job.files[index]
+    with clock("read"):
+        ct = read_slice(file.path)
+    if max_slice_thickness is not None and (ct.slice_thickness_mm or 0) > max_slice_thickness:
+        raise DicomError(f"slice thickness {ct.slice_thickness_mm:g} mm is above {max_slice_thickness:g} mm")
+    with clock("semantic map"):
+        if semantic_map_dir is None:
+            semantic_map = semantic_map_from_hu(ct.hu.astype(np.float32), ct.pixel_spacing_mm)
+        else:
+            semantic_map = own_semantic_map(semantic_map_dir, file, dicom_dir, ct.hu.shape)
+        nodules = unrated_nodules(semantic_map, file.sop_instance_uid, ct.pixel_spacing_mm)
+    with clock("encode"):
+        return encode_row(
+            ct.hu,
+            semantic_map,
+            bit_depth,
+            sop_instance_uid=file.sop_instance_uid,
+            slice_index=index,
+            slice_z_mm=file.z_mm,
+            pixel_spacing_mm=ct.pixel_spacing_mm,
+            slice_thickness_mm=ct.slice_thickness_mm,
+            contrast_used=ct.contrast_used,
+            nodules=nodules,
+            **job.columns,
+        )
+
+
+def main():
+    args = parse_args()
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    begin_dataset(args.output_dir, {**settings, "semantic_map_dir": "own maps" if args.semantic_map_dir else "computed maps"})
+    with worker_pool(args.num_proc) as executor:
+        series, faults = index_dicom(args.dicom_dir, executor)
+        skipped = [("", "", "", str(Path(path).relative_to(args.dicom_dir)), reason) for path, reason in faults]
+        if not series:
+            raise SystemExit(f"--dicom_dir {args.dicom_dir} holds no DICOM file that can be read.")
+        jobs = [series_job(uid, files, args) for uid, files in sorted(series.items())]
+        folders = {"dicom_dir": args.dicom_dir, "semantic_map_dir": args.semantic_map_dir}
+        make_row = partial(ct_row, **folders, max_slice_thickness=args.max_slice_thickness, bit_depth=args.bit_depth)
+        records = prepare_scans(jobs, make_row, args.output_dir, executor, skipped)
+    write_dataset_card(
+        args.output_dir,
+        Path(__file__).parents[1] / "hub_cards" / "dataset_card.md",
+        records,
+        args.bit_depth,
+        pretty_name="CT slices with semantic maps",
+        summary="Axial CT slices with semantic maps, prepared from DICOM without annotations of nodules.",
+        selection=f"Of each series, {args.slice_fraction:.0%} of the slices were taken, evenly spread. The semantic maps were "
+        + ("given beside the scans." if args.semantic_map_dir else "computed from the Hounsfield units (labels 0..4)."),
+        licence="That of the scans this was made from.",
+        licence_id="other",
+        tags=[],
+        command="training/prepare_ct.py",
+    )
+    if args.report and any(record["rows"] for record in records):
+        print(f"report: {draw_report(args.output_dir)}")
+
+
+if __name__ == "__main__":
+    main()
