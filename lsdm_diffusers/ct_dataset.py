@@ -3,14 +3,17 @@
 import hashlib
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features, Image, List, Value
+from datasets import Dataset, Features, Image, List, Value
 
+from .guidance import CROP, crop_box
 from .lidc.annotations import RATINGS, LidcNodule, aggregate_rating
 from .semantic_map import HU_MAX, HU_MIN, semantic_map_image
 
@@ -47,10 +50,12 @@ def encode_image(hu: np.ndarray, bit_depth: int = 16) -> bytes:
     """PNG of a slice (H, W) in HU, clipped to [-1024, 800]: 16 bits hold HU + 1024 without loss, 8 bits that range scaled to 0..255."""
     shifted = np.clip(hu, HU_MIN, HU_MAX) - HU_MIN
     if bit_depth == 16:
-        return _png(PIL.Image.fromarray(shifted.astype(np.uint16)))
-    if bit_depth == 8:
-        return _png(PIL.Image.fromarray(np.rint(shifted * (255 / (HU_MAX - HU_MIN))).astype(np.uint8)))
-    raise ValueError(f"`bit_depth` is {bit_depth}, but 8 or 16 is needed.")
+        pixels = shifted.astype(np.uint16)
+    elif bit_depth == 8:
+        pixels = np.rint(shifted * (255 / (HU_MAX - HU_MIN))).astype(np.uint8)
+    else:
+        raise ValueError(f"`bit_depth` is {bit_depth}, but 8 or 16 is needed.")
+    return cv2.imencode(".png", pixels)[1].tobytes()  # a third of the time that Pillow takes
 
 
 def decode_image(image: PIL.Image.Image) -> np.ndarray:
@@ -59,10 +64,31 @@ def decode_image(image: PIL.Image.Image) -> np.ndarray:
     return (values * np.float32((HU_MAX - HU_MIN) / 255) if image.mode == "L" else values) + HU_MIN
 
 
-def _png(image: PIL.Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="png", compress_level=3)
-    return buffer.getvalue()
+def scaled_pixels(image: PIL.Image.Image) -> np.ndarray:
+    """The slice as models see it: HU in [-1024, 800] scaled linearly to [-1, 1], (H, W), float32."""
+    return (decode_image(image) - HU_MIN) * np.float32(2 / (HU_MAX - HU_MIN)) - 1
+
+
+def row_kinds(split: Dataset) -> np.ndarray:
+    """The column `kind` of a recipe's dataset, whose rows "nodule" are crops of 64x64 pixels; "slice" for every row of any other."""
+    return np.array(split["kind"]) if "kind" in split.column_names else np.full(len(split), "slice")
+
+
+def nodule_crops(split: Dataset) -> Iterator[tuple[np.ndarray, dict]]:
+    """Crops of 64x64 pixels in [-1, 1] around each nodule, moved inside the frame at the border, with its entry of column `nodules`.
+
+    They are the rows of kind "nodule" where a dataset has them; otherwise they are cut from its slices.
+    """
+    kinds = row_kinds(split)
+    listed = np.array([bool(nodules) for nodules in split["nodules"]])
+    rows = np.flatnonzero(kinds == "nodule") if (kinds == "nodule").any() else np.flatnonzero(listed)
+    for row in split.select(rows).select_columns(["image", "nodules"]):
+        pixels = scaled_pixels(row["image"])
+        if min(pixels.shape) < CROP:
+            raise ValueError(f"`split` has a slice of {pixels.shape[0]}x{pixels.shape[1]} pixels, but crops of {CROP}x{CROP} are cut from it.")
+        for nodule in row["nodules"]:
+            y, x, y1, x1 = crop_box(nodule["centroid_yx"], pixels.shape, 1)
+            yield pixels[y:y1, x:x1], nodule
 
 
 def nodule_entry(nodule: LidcNodule, mask: np.ndarray) -> dict:
@@ -82,7 +108,9 @@ def nodule_entry(nodule: LidcNodule, mask: np.ndarray) -> dict:
 
 def encode_row(hu: np.ndarray, semantic_map: np.ndarray, bit_depth: int = 16, **columns) -> dict:
     """A row as the shards hold it; `columns` are all but the two images."""
-    images = {"image": encode_image(hu, bit_depth), "semantic_map": _png(semantic_map_image(semantic_map))}
+    map_png = io.BytesIO()
+    semantic_map_image(semantic_map).save(map_png, format="png")
+    images = {"image": encode_image(hu, bit_depth), "semantic_map": map_png.getvalue()}
     return {**{name: {"bytes": content, "path": None} for name, content in images.items()}, **columns}
 
 

@@ -174,16 +174,21 @@ def _morphology(operation: int, mask: np.ndarray, radius_mm: float, pixel_spacin
     return cv2.morphologyEx(mask.astype(np.uint8), operation, disk(max(1, round(radius_mm / pixel_spacing)))).astype(bool)
 
 
+def _gaussian(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian of `sigma` pixels, cut at four sigma; the image goes on as its edge."""
+    edge = 2 * round(4 * sigma) + 1
+    return cv2.GaussianBlur(image, (edge, edge), sigma, borderType=cv2.BORDER_REPLICATE)
+
+
 def body_mask(hu: np.ndarray, pixel_spacing: float = 0.7) -> np.ndarray:
     """Mask (H, W) of the patient, lungs and airways included; table, clothes and tubes beside the patient are not.
 
     The opening cuts what hangs on the patient by a thin bridge or is thin itself; the largest piece is the trunk, and pieces
     at least a tenth as large, as thick as an arm and not hollow (as a table is) stay with it.
     """
-    from skimage.filters import gaussian
     from skimage.measure import label, regionprops
 
-    tissue = np.pad(gaussian(np.clip(hu, HU_MIN, HU_MAX).astype(np.float32), 1.0, preserve_range=True) > -400, 1)
+    tissue = np.pad(_gaussian(np.clip(hu, HU_MIN, HU_MAX).astype(np.float32), 1.0) > -400, 1)
     air = label(~tissue, connectivity=1)
     solid = _morphology(cv2.MORPH_OPEN, air != air[0, 0], 6.0, pixel_spacing)  # holes filled
     pieces = regionprops(label(solid))
@@ -212,7 +217,6 @@ def lung_mask(hu: np.ndarray, body: np.ndarray, pixel_spacing: float = 0.7) -> n
         body: mask of the patient, from `body_mask`.
         pixel_spacing: edge of a pixel in mm.
     """
-    from skimage.filters import gaussian
     from skimage.measure import label, regionprops
     from skimage.morphology import remove_small_holes
     from sklearn.cluster import KMeans
@@ -227,7 +231,7 @@ def lung_mask(hu: np.ndarray, body: np.ndarray, pixel_spacing: float = 0.7) -> n
     lung_mean, fat_mean = np.sort(means.cluster_centers_[:, 0])[:2]
     if lung_mean > -500:
         return empty
-    smooth = gaussian(values, 0.7, preserve_range=True)
+    smooth = _gaussian(values, 0.7)
     aerated = (smooth < (lung_mean + fat_mean) / 2) & body
 
     core = _morphology(cv2.MORPH_ERODE, aerated, 1.4, pixel_spacing)
@@ -257,7 +261,7 @@ def lung_mask(hu: np.ndarray, body: np.ndarray, pixel_spacing: float = 0.7) -> n
     # a hole of up to 44 mm diameter is a vessel or nodule, a larger one the mediastinum between joined lungs
     lungs = remove_small_holes(lungs, max_size=int(1500 / pixel_spacing**2))
     # marching squares at 0.5 between lung (1) and not (0) encloses the pixels above 0.5
-    return gaussian(lungs.astype(np.float32), 0.7) > 0.5
+    return _gaussian(lungs.astype(np.float32), 0.7) > 0.5
 
 
 def semantic_map_from_hu(hu, pixel_spacing: float = 0.7, nodules: Iterable[tuple[np.ndarray, float]] = ()) -> np.ndarray:

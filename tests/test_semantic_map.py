@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from skimage.draw import disk, ellipse
-from skimage.measure import euler_number, label
+from scipy.ndimage import gaussian_filter
+from skimage.draw import disk, ellipse, polygon2mask
+from skimage.measure import euler_number, find_contours, label
 from skimage.morphology import erosion
 
 from lsdm_diffusers.semantic_map import (
@@ -390,6 +391,17 @@ def test_a_pixel_spacing_that_is_not_positive_is_refused(spacing):
 @pytest.mark.parametrize("hu", [AIR, 40, -850, 3000])
 def test_a_uniform_slice_has_no_lung(hu):
     assert SemanticLabel.LUNG not in semantic_map_from_hu(np.full((96, 96), hu, dtype=np.int16))
+
+
+def test_the_outline_is_that_of_marching_squares(phantom, phantom_map):
+    """`lung_mask` thresholds at 0.5 what marching squares would outline at 0.5: the same pixels lie inside."""
+    lungs = phantom_map == SemanticLabel.LUNG
+    smooth = gaussian_filter(lungs.astype(np.float32), 0.7)
+    inside = np.zeros(lungs.shape, dtype=int)
+    for contour in find_contours(smooth, 0.5, positive_orientation="high"):
+        y, x = contour.T
+        inside += int(np.sign(np.sum(y[:-1] * x[1:] - y[1:] * x[:-1]))) * polygon2mask(lungs.shape, contour)
+    np.testing.assert_array_equal(inside != 0, smooth > 0.5)
 
 
 # Contours

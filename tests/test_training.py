@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from PIL import Image as PILImage
 from safetensors.torch import load_file
 
 from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier
+from lsdm_diffusers.ct_dataset import FEATURES, encode_row, nodule_crops, nodule_entry, write_shard
+from lsdm_diffusers.lidc import LidcNodule
+from lsdm_diffusers.semantic_map import SemanticLabel
 
 from .conftest import sample, tiny_pipeline
 
@@ -71,6 +74,44 @@ def train(script, cache, *arguments):
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout
+
+
+@pytest.fixture(scope="module", params=[16, 8], ids=["16-bit", "8-bit"])
+def prepared(request, tmp_path_factory):
+    """A dataset as prepare_lidc.py writes it: slices, the rated nodules inside them, no crops."""
+    folder, generator = tmp_path_factory.mktemp("prepared"), np.random.default_rng(0)
+    for split in ("train", "validation"):
+        rows = []
+        for rating in (1, 2, 3, 4, 5):
+            mask = np.zeros((96, 96), dtype=bool)
+            mask[2:10, 80:90] = True  # near the border
+            labels = np.full((96, 96), 4, np.uint8)
+            labels[mask] = SemanticLabel.for_malignancy(rating)
+            hu = np.where(mask, 0, -850) + generator.integers(-30, 30, (96, 96))
+            nodule = LidcNodule(f"1-{rating}", (1, 2), {name: (rating, rating) for name in RATINGS}, 6.0, {})
+            columns = {name: None for name in FEATURES if name not in ("image", "semantic_map", "nodules")}
+            rows.append(encode_row(hu, labels, request.param, **{**columns, "patient_id": "p", "nodules": [nodule_entry(nodule, mask)]}))
+        write_shard(folder / "data" / f"{split}-p.parquet", rows)
+    return folder
+
+
+def test_every_stage_trains_on_a_prepared_dataset(tmp_path, prepared):
+    steps = ("--max_train_steps", 1, "--train_batch_size", 2, "--dataset_name", prepared)
+    sizes = ("--block_out_channels", 8, 8, 16, "--norm_num_groups", 4, "--crop_size", 32)
+    train("train_autoencoder.py", tmp_path, *steps, *sizes, "--output_dir", tmp_path / "vae")
+    train("train_classifier.py", tmp_path, *steps, "--pretrained_vae", tmp_path / "vae", "--feature", "texture", "--output_dir", tmp_path / "texture")
+    assert NoduleClassifier.from_pretrained(tmp_path / "texture").config.objective == "regression"
+    sizes = ("--block_out_channels", 16, 32, "--attention_levels", 0, 0, "--norm_num_groups", 8, "--attention_head_dim", 8, "--crop_size", 64)
+    train("train_unet.py", tmp_path, *steps, *sizes, "--pretrained_vae", tmp_path / "vae", "--output_dir", tmp_path / "unet")
+    assert LSDMGuidedPipeline.from_pretrained(tmp_path / "unet" / "pipeline").vae.config.latent_channels == 3
+
+
+def test_crops_are_cut_around_nodules(prepared):
+    crops = list(nodule_crops(load_dataset(str(prepared), split="train")))
+    assert [nodule["malignancy"] for _, nodule in crops] == [1, 2, 3, 4, 5]
+    for crop, _ in crops:  # moved inside the frame: rows 0..63, columns 32..95
+        assert crop.shape == (64, 64)
+        assert np.abs((crop[2:10, 48:58] + 1) * 912 - 1024).max() < 40 and ((crop[20:] + 1) * 912 - 1024).max() < -800
 
 
 def assert_same_weights(first, second):

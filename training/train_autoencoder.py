@@ -23,13 +23,14 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from tqdm.auto import tqdm
 
-HU_MIN, HU_MAX = -1024, 800
+from lsdm_diffusers.ct_dataset import nodule_crops, row_kinds, scaled_pixels
+from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", required=True, help="dataset folder or Hub id with columns image (HU + 1024, 16-bit) and kind")
+    data.add_argument("--dataset_name", required=True, help="dataset folder or Hub id, as prepare_lidc.py or prepare_ct.py make it")
     data.add_argument("--crop_size", type=int, default=96, help="edge of the random crops of slices, pixels")
     data.add_argument("--dataloader_num_workers", type=int, default=0)
     model = parser.add_argument_group("model")
@@ -55,11 +56,6 @@ def parse_args():
     run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N", or "latest"')
     run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
     return parser.parse_args()
-
-
-def scaled(image) -> np.ndarray:
-    """16-bit image of HU + 1024 to [-1, 1], float32."""
-    return np.asarray(image, dtype=np.float32) * (2 / (HU_MAX - HU_MIN)) - 1
 
 
 def training_batch(slices, nodules, step, args):
@@ -116,13 +112,14 @@ def main():
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
     dataset = load_dataset(args.dataset_name)
-    kinds = np.array(dataset["train"]["kind"])
+    if not {"train", "validation"} <= dataset.keys():
+        raise SystemExit(f"--dataset_name {args.dataset_name} has the splits {sorted(dataset)}, but train and validation are needed.")
     train = dataset["train"].select_columns("image")
-    slices = [scaled(train[int(i)]["image"]) for i in np.flatnonzero(kinds == "slice")]
-    nodules = [scaled(train[int(i)]["image"]) for i in np.flatnonzero(kinds == "nodule")]
-    held_out = np.flatnonzero(np.array(dataset["validation"]["kind"]) == "slice")
+    slices = [scaled_pixels(train[int(i)]["image"]) for i in np.flatnonzero(row_kinds(dataset["train"]) == "slice")]
+    nodules = [crop for crop, _ in nodule_crops(dataset["train"])]
+    held_out = np.flatnonzero(row_kinds(dataset["validation"]) == "slice")
     chosen = held_out[np.linspace(0, len(held_out) - 1, min(args.num_validation_images, len(held_out))).astype(int)]
-    validation_images = [scaled(dataset["validation"][int(i)]["image"]) for i in chosen]
+    validation_images = [scaled_pixels(dataset["validation"][int(i)]["image"]) for i in chosen]
 
     levels = len(args.block_out_channels)
     vae = AutoencoderKL(

@@ -27,9 +27,8 @@ from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from lsdm_diffusers import NoduleClassifier
-from lsdm_diffusers.guidance import CROP
+from lsdm_diffusers.ct_dataset import nodule_crops
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES, OBJECTIVES
-from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN
 
 VALIDATION_TIMESTEPS = (20, 200, 500, 800)
 
@@ -37,7 +36,7 @@ VALIDATION_TIMESTEPS = (20, 200, 500, 800)
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", required=True, help="dataset folder or Hub id; rows of kind nodule: 64x64 crops of one rated nodule")
+    data.add_argument("--dataset_name", required=True, help="dataset folder or Hub id, as prepare_lidc.py makes it")
     data.add_argument("--augmentation_views", type=int, default=8, choices=range(1, 9), help="flips and turns of each crop that are encoded, 1..8")
     model = parser.add_argument_group("model")
     model.add_argument("--pretrained_vae", type=Path, required=True, help="folder of the trained autoencoder")
@@ -73,18 +72,15 @@ def parse_args():
 @torch.no_grad()
 def encode_crops(split, vae, feature, views):
     """Scaled latents (views, N, c, h, w) of the nodule crops in `views` flips and turns, and the rating of each."""
-    rows = split.select(np.flatnonzero(np.array(split["kind"]) == "nodule")).select_columns(["image", "nodules"])
     crops, ratings = [], []
-    for row in rows:
-        crop, nodules = np.asarray(row["image"], dtype=np.float32), row["nodules"]
-        if crop.shape != (CROP, CROP) or len(nodules) != 1 or not 1 <= nodules[0][feature] <= 5:
-            seen = f"{crop.shape} pixels with {feature} {[nodule[feature] for nodule in nodules]}"
-            raise ValueError(f"`--dataset_name` has a row of kind nodule of {seen}, but {CROP}x{CROP} pixels and one rating 1..5 are needed.")
+    for crop, nodule in nodule_crops(split):
+        if nodule[feature] is None or not 1 <= nodule[feature] <= 5:
+            raise ValueError(f"`--dataset_name` has a nodule of {feature} {nodule[feature]}, but a rating 1..5 is needed.")
         crops.append(crop)
-        ratings.append(nodules[0][feature])
+        ratings.append(nodule[feature])
     if not crops:
-        raise ValueError("`--dataset_name` has a split without rows of kind nodule, but training and validation need some.")
-    pixels, ratings = np.stack(crops) * (2 / (HU_MAX - HU_MIN)) - 1, np.array(ratings)
+        raise ValueError("`--dataset_name` has a split without rated nodules, but training and validation need some.")
+    pixels, ratings = np.stack(crops), np.array(ratings)
     latents = []
     for view in tqdm(range(views), desc="encode"):
         turned = np.rot90(pixels, view % 4, axes=(1, 2))
@@ -146,6 +142,8 @@ def main():
     args.output_dir.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL.from_pretrained(args.pretrained_vae).requires_grad_(False).eval().to(accelerator.device)
     dataset = load_dataset(args.dataset_name)
+    if not {"train", "validation"} <= dataset.keys():
+        raise SystemExit(f"--dataset_name {args.dataset_name} has the splits {sorted(dataset)}, but train and validation are needed.")
     latents, ratings = encode_crops(dataset["train"], vae, args.feature, args.augmentation_views)
     validation_latents, validation_ratings = encode_crops(dataset["validation"], vae, args.feature, 1)
 

@@ -5,7 +5,8 @@
         --norm_num_groups 16 --attention_head_dim 16 --spade_hidden_channels 24 --prediction_type v_prediction
 
 Every row is encoded once (`--random_flip`: half of them mirrored) and kept in `<output_dir>/latents`; training draws crops of those
-latents, so that what it sees is what whole-slice sampling sees. A quarter of the steps takes the crops around nodules (`kind` nodule).
+latents, so that what it sees is what whole-slice sampling sees. Where a recipe's dataset has crops around nodules (`kind` nodule), a
+quarter of the steps takes those.
 `--spade_blocks none` trains the LDM baseline.
 """
 
@@ -27,13 +28,14 @@ from scipy.ndimage import binary_dilation, label
 from tqdm.auto import tqdm
 
 from lsdm_diffusers import LSDMGuidedPipeline, SpadeUNet2DModel
-from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN, NUM_LABELS, PALETTE, SemanticLabel
+from lsdm_diffusers.ct_dataset import row_kinds, scaled_pixels
+from lsdm_diffusers.semantic_map import NUM_LABELS, PALETTE, SemanticLabel
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", required=True, help="dataset folder or Hub id: image (HU + 1024, 16-bit), semantic_map, kind")
+    data.add_argument("--dataset_name", required=True, help="dataset folder or Hub id, as prepare_lidc.py or prepare_ct.py make it")
     data.add_argument("--crop_size", type=int, default=512, help="edge of the random crops of slices, pixels; 512 is whole slices")
     data.add_argument("--random_flip", action="store_true", help="mirror half of the rows, left to right")
     data.add_argument("--blank_background", action="store_true", help="set table and clothes, which no label tells, to -1024 HU")
@@ -75,8 +77,8 @@ def parse_args():
 
 
 def pixels_of(image, semantic_map, blank_background):
-    """16-bit image of HU + 1024 to [-1, 1]; with `blank_background`, -1 wherever air is joined to the border and off the skin."""
-    pixels = np.asarray(image, dtype=np.float32) * (2 / (HU_MAX - HU_MIN)) - 1
+    """The slice in [-1, 1]; with `blank_background`, -1 wherever air is joined to the border and off the skin."""
+    pixels = scaled_pixels(image)
     if blank_background:
         regions, _ = label(np.pad(semantic_map == SemanticLabel.BACKGROUND, 1, constant_values=True))
         outside = (regions == regions[0, 0])[1:-1, 1:-1]
@@ -90,9 +92,9 @@ def encode_rows(split, vae, args, description):
     generator = np.random.default_rng(args.seed)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     rows = {"latents": [], "map_latents": [], "labels": []}
-    for row in tqdm(split, desc=description, mininterval=5):
+    for row, kind in zip(tqdm(split, desc=description, mininterval=5), row_kinds(split), strict=True):
         labels = np.asarray(row["semantic_map"])
-        pixels = pixels_of(row["image"], labels, args.blank_background and row["kind"] != "nodule")
+        pixels = pixels_of(row["image"], labels, args.blank_background and kind != "nodule")
         if args.random_flip and generator.integers(2):
             pixels, labels = pixels[:, ::-1], labels[:, ::-1]
         both = torch.from_numpy(np.stack([pixels, labels * np.float32(2 / (NUM_LABELS - 1)) - 1]))[:, None]
@@ -176,9 +178,11 @@ def main():
     vae = AutoencoderKL.from_pretrained(args.pretrained_vae).requires_grad_(False).eval().to(accelerator.device)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     dataset = load_dataset(args.dataset_name)
+    if not {"train", "validation"} <= dataset.keys():
+        raise SystemExit(f"--dataset_name {args.dataset_name} has the splits {sorted(dataset)}, but train and validation are needed.")
     pools = {}
     for split in ("train", "validation"):
-        kinds = np.array(dataset[split]["kind"])
+        kinds = row_kinds(dataset[split])
         for name, chosen in (("slices", kinds != "nodule"), ("nodules", kinds == "nodule")):
             file = latents_dir / f"{split}-{name}.safetensors"
             if not chosen.any():
@@ -191,7 +195,9 @@ def main():
                     save_file(encoded, f"{file}.part")
                     Path(f"{file}.part").rename(file)  # an interrupted run leaves no half file behind
                 pools[split, name] = load_file(file)
-    whole = np.flatnonzero(np.array(dataset["validation"]["kind"]) == "slice_with_nodules")
+    whole = row_kinds(dataset["validation"]) != "nodule"
+    with_nodules = whole & [bool(nodules) for nodules in dataset["validation"]["nodules"]]
+    whole = np.flatnonzero(with_nodules if with_nodules.any() else whole)
     chosen = whole[np.linspace(0, len(whole) - 1, min(args.num_validation_images, len(whole))).astype(int)]
     validation_maps = [np.asarray(dataset["validation"][int(i)]["semantic_map"]) for i in chosen]
 
