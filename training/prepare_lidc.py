@@ -130,7 +130,8 @@ def main():
 
         api = HfApi()
         api.create_repo(args.repo_id, repo_type="dataset", private=args.private, exist_ok=True)
-        api.upload_large_folder(repo_id=args.repo_id, repo_type="dataset", folder_path=args.output_dir)
+        api.upload_folder(repo_id=args.repo_id, repo_type="dataset", folder_path=args.output_dir, ignore_patterns=["*.part"])
+        print(f"uploaded to {args.repo_id}")
 
 
 if __name__ == "__main__":
