@@ -10,6 +10,7 @@ stored as `scaling_factor`.
 import argparse
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ def parse_args():
     optimisation.add_argument("--max_train_steps", type=int, default=1500)
     optimisation.add_argument("--learning_rate", type=float, default=1e-3, help="peak of the one-cycle schedule")
     optimisation.add_argument("--kl_weight", type=float, default=1e-4)
+    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step")
     optimisation.add_argument("--max_grad_norm", type=float, default=1.0)
     optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None)
     optimisation.add_argument("--ema_max_decay", type=float, default=0.999)
@@ -75,14 +77,21 @@ def training_batch(slices, nodules, step, args):
     return torch.from_numpy(np.stack(batch).copy())[:, None]
 
 
-def autoencoder_loss(vae, pixels, args):
-    posterior = vae.encode(pixels).latent_dist
-    latents = posterior.sample()
-    reconstruction = vae.decode(latents).sample
-    values = F.l1_loss(reconstruction, pixels)
-    differences = sum(F.l1_loss(reconstruction.diff(dim=dim), pixels.diff(dim=dim)) for dim in (2, 3))
-    kl = posterior.kl().mean() / latents[0].numel()
-    return values + differences + args.kl_weight * kl, {"l1": values.item(), "differences": differences.item(), "kl": kl.item()}
+class AutoencoderLoss(torch.nn.Module):
+    """The autoencoder and its loss in one forward: only through that do several processes share their gradients."""
+
+    def __init__(self, vae, kl_weight):
+        super().__init__()
+        self.vae, self.kl_weight = vae, kl_weight
+
+    def forward(self, pixels, noise):
+        posterior = self.vae.encode(pixels).latent_dist
+        latents = posterior.mean + posterior.std * noise
+        reconstruction = self.vae.decode(latents).sample
+        values = F.l1_loss(reconstruction, pixels)
+        differences = sum(F.l1_loss(reconstruction.diff(dim=dim), pixels.diff(dim=dim)) for dim in (2, 3))
+        kl = posterior.kl().mean() / latents[0].numel()
+        return values + differences + self.kl_weight * kl, {"l1": values, "differences": differences, "kl": kl}
 
 
 @torch.no_grad()
@@ -104,6 +113,7 @@ def validate(vae, images, output_dir, step):
 def main():
     args = parse_args()
     accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=args.report_to,
         project_dir=args.output_dir,
@@ -136,7 +146,7 @@ def main():
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.max_train_steps, pct_start=0.1)
     ema = EMAModel(vae.parameters(), decay=args.ema_max_decay)
-    vae, optimizer = accelerator.prepare(vae, optimizer)
+    training, optimizer = accelerator.prepare(AutoencoderLoss(vae, args.kl_weight), optimizer)
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema, schedule)
     if args.report_to:
@@ -152,20 +162,32 @@ def main():
             step = int(folder.name.split("-")[1])
 
     progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5)
-    model = accelerator.unwrap_model(vae)
+    model, factor = vae, 2 ** (levels - 1)
+    micro_step = step * args.gradient_accumulation_steps
     while step < args.max_train_steps:
-        pixels = training_batch(slices, nodules, step * accelerator.num_processes + accelerator.process_index, args).to(accelerator.device)
-        with accelerator.autocast():
-            loss, parts = autoencoder_loss(model, pixels, args)
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(vae.parameters(), args.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        # drawn from the step's own random generators, so that a resumed run sees the same data
+        data_step = micro_step * accelerator.num_processes + accelerator.process_index
+        pixels = training_batch(slices, nodules, data_step, args)
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + data_step)
+        latent_shape = (len(pixels), args.latent_channels, *(edge // factor for edge in pixels.shape[-2:]))
+        noise = torch.randn(latent_shape, generator=generator).to(accelerator.device)
+        with accelerator.accumulate(training):
+            with accelerator.autocast():
+                loss, parts = training(pixels.to(accelerator.device), noise)
+            if not torch.isfinite(loss):
+                raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(training.parameters(), args.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        micro_step += 1
+        if not accelerator.sync_gradients:
+            continue
         schedule.step()
         ema.step(model.parameters())
         step += 1
+        parts = {name: part.item() for name, part in parts.items()}
         progress.update()
         progress.set_postfix(parts, refresh=False)
         accelerator.log({"loss": loss.item(), **parts}, step=step)
@@ -175,9 +197,7 @@ def main():
             accelerator.save_state(str(args.output_dir / f"checkpoint-{step}"))
             saved = sorted(args.output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
             for old in saved[: -args.checkpoints_total_limit]:
-                for file in sorted(old.rglob("*"), reverse=True):
-                    file.unlink() if file.is_file() else file.rmdir()
-                old.rmdir()
+                shutil.rmtree(old)
         if step % args.validation_steps == 0 or step == args.max_train_steps:
             ema.store(model.parameters())
             ema.copy_to(model.parameters())

@@ -12,6 +12,7 @@ quarter of the steps takes those.
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,7 @@ def parse_args():
     optimisation.add_argument("--lr_warmup_steps", type=int, default=100)
     optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2)
     optimisation.add_argument("--nodule_weight", type=float, default=1.0, help="loss weight of nodule latents against all others")
+    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step")
     optimisation.add_argument("--gradient_checkpointing", action="store_true")
     optimisation.add_argument("--max_grad_norm", type=float, default=1.0)
     optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None)
@@ -167,6 +169,7 @@ def maps_and_samples(pipeline, maps):
 def main():
     args = parse_args()
     accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=args.report_to,
         project_dir=args.output_dir,
@@ -250,21 +253,27 @@ def main():
     log = open(args.output_dir / "log.jsonl", "a") if accelerator.is_main_process else None
     progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5)
     recent = []
+    micro_step = step * args.gradient_accumulation_steps
     while step < args.max_train_steps:
-        data_step = step * accelerator.num_processes + accelerator.process_index
+        data_step = micro_step * accelerator.num_processes + accelerator.process_index
         batch = training_batch(pools["train", "slices"], pools["train", "nodules"], data_step, args, factor)
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + data_step)
         noise = torch.randn(batch["latents"].shape, generator=generator).to(accelerator.device)
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator).to(accelerator.device)
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-        loss = diffusion_loss(unet, batch, noise, timesteps, scheduler, args.nodule_weight)
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
-        optimizer.step()
+        with accelerator.accumulate(unet):
+            loss = diffusion_loss(unet, batch, noise, timesteps, scheduler, args.nodule_weight)
+            if not torch.isfinite(loss):
+                raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        micro_step += 1
+        if not accelerator.sync_gradients:
+            continue
         schedule.step()
-        optimizer.zero_grad()
         ema.step(model.parameters())
         step += 1
         recent.append(loss.item())
@@ -276,9 +285,7 @@ def main():
         if step % args.checkpointing_steps == 0:
             accelerator.save_state(str(args.output_dir / f"checkpoint-{step}"))
             for old in sorted(args.output_dir.glob("checkpoint-*"), key=by_step)[: -args.checkpoints_total_limit]:
-                for file in sorted(old.rglob("*"), reverse=True):
-                    file.unlink() if file.is_file() else file.rmdir()
-                old.rmdir()
+                shutil.rmtree(old)
         if step % args.validation_steps == 0 or step == args.max_train_steps:
             ema.store(model.parameters())
             ema.copy_to(model.parameters())
