@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def nodule_entry(nodule: LidcNodule, mask: np.ndarray) -> dict:
 def encode_row(hu: np.ndarray, semantic_map: np.ndarray, bit_depth: int = 16, **columns) -> dict:
     """A row as the shards hold it; `columns` are all but the two images."""
     map_png = io.BytesIO()
-    semantic_map_image(semantic_map).save(map_png, format="png")
+    semantic_map_image(semantic_map).save(map_png, format="png", compress_type=zlib.Z_RLE)  # for runs of one label: smaller and faster
     images = {"image": encode_image(hu, bit_depth), "semantic_map": map_png.getvalue()}
     return {**{name: {"bytes": content, "path": None} for name, content in images.items()}, **columns}
 

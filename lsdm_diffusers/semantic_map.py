@@ -174,6 +174,11 @@ def _morphology(operation: int, mask: np.ndarray, radius_mm: float, pixel_spacin
     return cv2.morphologyEx(mask.astype(np.uint8), operation, disk(max(1, round(radius_mm / pixel_spacing)))).astype(bool)
 
 
+def _components(mask: np.ndarray, connectivity: int = 8) -> np.ndarray:
+    """Connected components: 0 outside the mask, 1 and up inside."""
+    return cv2.connectedComponents(mask.astype(np.uint8), connectivity=connectivity)[1]
+
+
 def _gaussian(image: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian of `sigma` pixels, cut at four sigma; the image goes on as its edge."""
     edge = 2 * round(4 * sigma) + 1
@@ -186,12 +191,12 @@ def body_mask(hu: np.ndarray, pixel_spacing: float = 0.7) -> np.ndarray:
     The opening cuts what hangs on the patient by a thin bridge or is thin itself; the largest piece is the trunk, and pieces
     at least a tenth as large, as thick as an arm and not hollow (as a table is) stay with it.
     """
-    from skimage.measure import label, regionprops
+    from skimage.measure import regionprops
 
     tissue = np.pad(_gaussian(np.clip(hu, HU_MIN, HU_MAX).astype(np.float32), 1.0) > -400, 1)
-    air = label(~tissue, connectivity=1)
+    air = _components(~tissue, connectivity=4)
     solid = _morphology(cv2.MORPH_OPEN, air != air[0, 0], 6.0, pixel_spacing)  # holes filled
-    pieces = regionprops(label(solid))
+    pieces = regionprops(_components(solid))
     if not pieces:
         return np.zeros(hu.shape, dtype=bool)
     largest = max(pieces, key=lambda piece: piece.area)
@@ -217,7 +222,7 @@ def lung_mask(hu: np.ndarray, body: np.ndarray, pixel_spacing: float = 0.7) -> n
         body: mask of the patient, from `body_mask`.
         pixel_spacing: edge of a pixel in mm.
     """
-    from skimage.measure import label, regionprops
+    from skimage.measure import regionprops
     from skimage.morphology import remove_small_holes
     from sklearn.cluster import KMeans
 
@@ -238,7 +243,7 @@ def lung_mask(hu: np.ndarray, body: np.ndarray, pixel_spacing: float = 0.7) -> n
     # the edge of the image is no skin: the scan may cut the patient there
     behind_the_chest_wall = _morphology(cv2.MORPH_ERODE, body, CHEST_WALL_MM, pixel_spacing)
     kept = np.zeros_like(core)
-    pieces = label(core)
+    pieces = _components(core)
     for piece in regionprops(pieces):
         rows, columns = piece.coords.T
         area_mm2 = piece.area * pixel_spacing**2
