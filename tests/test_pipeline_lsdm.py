@@ -248,8 +248,11 @@ def test_save_and_load(tmp_path, semantic_map):
     for name in ("vae", "unet", "malignancy_classifier", "texture_classifier"):
         saved, read = getattr(pipe, name).state_dict(), getattr(loaded, name).state_dict()
         assert saved.keys() == read.keys() and all(torch.equal(saved[key], read[key]) for key in saved), name
-    # the images were once seen to differ by rounding, so they have a tolerance and the weights have none
-    np.testing.assert_allclose(sample(loaded, semantic_map, {"texture": 5}), expected, atol=2)
+    # weights mapped from a file lie at any address, and CPU kernels round differently at unaligned ones: copies give the very same image
+    for component in loaded.components.values():
+        for parameter in component.parameters() if isinstance(component, torch.nn.Module) else ():
+            parameter.data = parameter.data.clone()
+    np.testing.assert_array_equal(sample(loaded, semantic_map, {"texture": 5}), expected)
     assert loaded.lobulation_classifier is None
     assert LSDMGuidedPipeline.from_pretrained(tmp_path, texture_classifier=None).texture_classifier is None
 
