@@ -6,6 +6,8 @@ own coordinates. The thesis prints s·σ_t·log p added to the DDPM mean (eq. 3.
 uses σ_t where its own eq. 3.5 has Σ = σ_t², and under DDIM with η = 0 it vanishes.
 """
 
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 
@@ -80,6 +82,19 @@ def nodule_mask(nodule: torch.Tensor, latent_size: tuple[int, int], dilation: in
     """
     pooled = F.adaptive_max_pool2d(nodule[None, None].float(), latent_size)
     return F.max_pool2d(pooled, 2 * dilation + 1, stride=1, padding=dilation)[0, 0] > 0
+
+
+@contextmanager
+def frozen(*modules: torch.nn.Module):
+    """Meanwhile no parameter of the modules asks for gradients: guidance wants those of the latents alone, and a tenth faster."""
+    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def classifier_gradient(crops, timestep, decode, classifiers, targets, scales) -> torch.Tensor:

@@ -14,7 +14,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
 
-from .guidance import classifier_gradient, crop_box, guide_model_output, nodule_mask, noise_level
+from .guidance import classifier_gradient, crop_box, frozen, guide_model_output, nodule_mask, noise_level
 from .models.nodule_classifier import NODULE_FEATURES, NoduleClassifier
 from .models.unet_spade import SpadeUNet2DModel
 from .semantic_map import HU_MAX, HU_MIN, NUM_LABELS, find_nodules, read_semantic_map
@@ -259,7 +259,8 @@ class LSDMGuidedPipeline(DiffusionPipeline):
         def gradient(crops, features):
             asked = {feature: c for feature, c in self.classifiers.items() if feature in features}
             image_dtype = next(iter(self.classifiers.values())).dtype
-            g = classifier_gradient(crops, timestep, lambda z: self._decode_pixels(z).to(image_dtype), asked, nodules.targets, scales)
+            with frozen(self.vae, *asked.values()):
+                g = classifier_gradient(crops, timestep, lambda z: self._decode_pixels(z).to(image_dtype), asked, nodules.targets, scales)
             return g * nodules.mask
 
         wanted = {feature for feature, target in nodules.targets.items() if scales[feature] and not torch.isnan(target).all()}

@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import torch
 
-from lsdm_diffusers.guidance import CROP, classifier_gradient, crop_box, guide_model_output, nodule_mask, noise_level
+from lsdm_diffusers.guidance import CROP, classifier_gradient, crop_box, frozen, guide_model_output, nodule_mask, noise_level
 
 from .conftest import BETAS
 
@@ -121,3 +121,13 @@ def test_gradient_is_that_of_a_gaussian_and_a_sum_over_the_batch():
 def test_inference_mode_is_refused():
     with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
         classifier_gradient(torch.zeros(1, 1, 4, 4), 0, lambda z: z, {}, {}, {})
+
+
+def test_frozen_modules_get_back_what_they_had():
+    module = torch.nn.Linear(2, 2)
+    module.bias.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="inside"):
+        with frozen(module):
+            assert not module.weight.requires_grad and not module.bias.requires_grad
+            raise RuntimeError("inside")
+    assert module.weight.requires_grad and not module.bias.requires_grad

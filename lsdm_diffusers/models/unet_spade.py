@@ -35,7 +35,8 @@ class SpadeNorm(nn.Module):
         scale, shift = modulation
         hidden_states = self.norm(hidden_states)
         if len(scale) == len(hidden_states):
-            return torch.addcmul(shift, hidden_states, scale)
+            # while sampling, into the memory of the norm's own output: a new tensor costs more than the arithmetic
+            return torch.addcmul(shift, hidden_states, scale, out=None if torch.is_grad_enabled() else hidden_states)
         # several images of each map: broadcast, do not copy
         per_map = hidden_states.unflatten(0, (len(scale), -1))
         return torch.addcmul(shift[:, None], per_map, scale[:, None]).flatten(0, 1)
@@ -67,9 +68,10 @@ class SpadeResnetBlock2D(nn.Module):
     def forward(self, hidden_states, time_embedding, modulation=None):
         residual = self.shortcut(hidden_states)
         hidden_states = self.norm1(hidden_states) if modulation is None else self.norm1(hidden_states, modulation[0])
-        hidden_states = self.conv1(F.silu(hidden_states)) + self.time_proj(F.silu(time_embedding))[:, :, None, None]
+        in_place = not torch.is_grad_enabled()  # on the norms' own output
+        hidden_states = self.conv1(F.silu(hidden_states, inplace=in_place)) + self.time_proj(F.silu(time_embedding))[:, :, None, None]
         hidden_states = self.norm2(hidden_states) if modulation is None else self.norm2(hidden_states, modulation[1])
-        return self.conv2(self.dropout(F.silu(hidden_states))) + residual
+        return self.conv2(self.dropout(F.silu(hidden_states, inplace=in_place))) + residual
 
 
 class SpadeUNet2DModel(ModelMixin, ConfigMixin):

@@ -1,6 +1,7 @@
 """One guidance evaluation (one nodule, four features) against one U-Net step at 128x128: python tests/benchmarks/bench_guidance.py
 
 Shipped sizes and the thesis' full sizes (random weights), joint and sequential order; alternating in one process, medians of ratios.
+Autoencoder and classifiers in channels-last memory format, as `lsdm-generate` runs them, and, where it says so, in the default format.
 """
 
 import argparse
@@ -38,8 +39,10 @@ def full_size():
     return LSDMGuidedPipeline(vae=vae.eval(), unet=SpadeUNet2DModel().eval(), scheduler=scheduler, **classifiers)
 
 
-def measure(name, pipe, repeats):
-    pipe.vae.requires_grad_(False)
+def measure(name, pipe, repeats, memory_format=torch.channels_last):
+    pipe.vae.requires_grad_(False).to(memory_format=memory_format)
+    for feature in NODULE_FEATURES:
+        getattr(pipe, f"{feature}_classifier").to(memory_format=memory_format)
     labels = np.full((512, 512), 4, dtype=np.uint8)
     labels[240:260, 250:270] = 7
     features = {"malignancy": "malignant", "lobulation": 4, "spiculation": 4, "texture": 4}
@@ -70,7 +73,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    measure("shipped sizes", LSDMGuidedPipeline.from_pretrained(small_checkpoint()), args.repeats)
+    shipped = LSDMGuidedPipeline.from_pretrained(small_checkpoint())
+    measure("shipped sizes", shipped, args.repeats)
+    measure("shipped sizes, default memory format", shipped, args.repeats, torch.contiguous_format)
     measure("full sizes", full_size(), args.repeats)
 
 
