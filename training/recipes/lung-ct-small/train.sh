@@ -14,17 +14,19 @@ unet=(--dataset_name "$output/data" --pretrained_vae "$output/vae" --latents_dir
   --block_out_channels 32 64 128 192 --attention_levels 0 0 0 1 --layers_per_block 1 --norm_num_groups 16 --attention_head_dim 16
   --spade_hidden_channels 24 --prediction_type v_prediction --nodule_weight 4 --ema_max_decay 0.999 --resume_from_checkpoint latest)
 # crops first, then whole slices, whose view makes the two lungs agree
-[ -f "$output/unet-crops/pipeline/model_index.json" ] && [ -f "$output/unet-crops/done" ] || {
-  accelerate launch "$training/train_unet.py" "${unet[@]}" --output_dir "$output/unet-crops" --crop_size 128 --train_batch_size 8 \
-    --max_train_steps "${CROP_STEPS:-950}" --learning_rate 6e-4 --validation_steps 475 && touch "$output/unet-crops/done"; }
+[ -f "$output/unet-crops/done" ] || {
+  accelerate launch "$training/train_unet.py" "${unet[@]}" --output_dir "$output/unet-crops" --crop_size 256 --train_batch_size 2 \
+    --max_train_steps "${CROP_STEPS:-3000}" --learning_rate 6e-4 --nodule_probability 0.15 --validation_steps 1500
+  touch "$output/unet-crops/done"; }
 accelerate launch "$training/train_unet.py" "${unet[@]}" --output_dir "$output/unet" --pretrained_unet "$output/unet-crops/pipeline/unet" \
-  --crop_size 512 --train_batch_size 1 --max_train_steps "${SLICE_STEPS:-650}" --learning_rate 4e-4 --lr_scheduler cosine --lr_warmup_steps 30 \
-  --nodule_probability 0.1 --validation_steps 325
+  --crop_size 512 --train_batch_size 1 --max_train_steps "${SLICE_STEPS:-1500}" --learning_rate 4e-4 --lr_scheduler cosine --lr_warmup_steps 30 \
+  --nodule_probability 0.1 --validation_steps 750
 
 for feature in malignancy lobulation spiculation texture; do
-  steps=$([ $feature = malignancy ] && echo "${MALIGNANCY_STEPS:-450}" || echo "${RATING_STEPS:-200}")
+  steps=$([ $feature = malignancy ] && echo "${MALIGNANCY_STEPS:-900}" || echo "${RATING_STEPS:-650}")
   accelerate launch "$training/train_classifier.py" --dataset_name "$output/data" --pretrained_vae "$output/vae" --feature "$feature" \
-    --output_dir "$output/${feature}_classifier" --max_train_steps "$steps" --train_batch_size 16 --augmentation_views 2 --resume_from_checkpoint latest
+    --output_dir "$output/${feature}_classifier" --max_train_steps "$steps" --train_batch_size 16 --augmentation_views 4 \
+    --checkpointing_steps 200 --resume_from_checkpoint latest
 done
 
 python "$here/assemble.py" --training_dir "$output" --output_dir "$output/lung-ct-small"
