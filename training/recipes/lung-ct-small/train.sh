@@ -3,6 +3,7 @@
 #     bash training/recipes/lung-ct-small/train.sh DATA_DIR OUTPUT_DIR
 set -euo pipefail
 data_dir=$1 output=$2
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} # accelerate would take one thread on a CPU
 here=$(dirname "$0") training=$(dirname "$0")/../..
 
 [ -f "$output/data/splits.json" ] || python "$here/prepare_dataset.py" --data_dir "$data_dir" --output_dir "$output/data"
