@@ -4,7 +4,9 @@ import hashlib
 import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 
 import cv2
@@ -115,20 +117,42 @@ def encode_row(hu: np.ndarray, semantic_map: np.ndarray, bit_depth: int = 16, **
     return {**{name: {"bytes": content, "path": None} for name, content in images.items()}, **columns}
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file is either not there, or whole: an interrupted run leaves nothing that looks finished."""
+@contextmanager
+def part_file(path: Path) -> Iterator[Path]:
+    """A file to write in place of `path`, which it becomes at the end: that is either not there, or whole, also after a kill."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def write_shard(path: Path, rows: list[dict]) -> str:
-    """Write the rows as one parquet file; the same rows give the same bytes. Returns their SHA-256."""
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema), sink, row_group_size=100)
-    write_atomically(path, sink.getvalue())
-    return hashlib.sha256(sink.getvalue()).hexdigest()
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a small file whole or not at all."""
+    with part_file(path) as part:
+        part.write_bytes(content)
+
+
+def write_shard(path: Path, rows: Iterable[dict]) -> str | None:
+    """Write the rows as one parquet file, a hundred at a time; the same rows give the same bytes. Without rows there is no file.
+
+    Returns:
+        SHA-256 of the file, or None.
+    """
+    rows = iter(rows)
+    groups = iter(lambda: list(islice(rows, 100)), [])
+    first = next(groups, None)
+    if first is None:
+        path.unlink(missing_ok=True)
+        return None
+    with part_file(path) as part:
+        with pq.ParquetWriter(part, FEATURES.arrow_schema, compression="none") as writer:  # PNG is compressed
+            for group in chain([first], groups):
+                writer.write_table(pa.Table.from_pylist(group, schema=FEATURES.arrow_schema))
+        with open(part, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest

@@ -1,6 +1,7 @@
 """Axial CT slices from DICOM files that may be broken, foreign or hostile: an index of the files, and each slice in Hounsfield units."""
 
 import os
+import re
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -13,8 +14,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from tqdm.auto import tqdm
 
 MAX_FILE_BYTES = 64 * 2**20  # a 512x512 slice has half a MiB; more is a volume in one file, or an attack
-MAX_EDGE = 4096  # pixels
-HEADER_TAGS = ["SOPInstanceUID", "SeriesInstanceUID", "PatientID", "ImagePositionPatient", "InstanceNumber", "SliceLocation"]
+MAX_EDGE = 2048  # pixels
+HEADER_TAGS = ["SOPInstanceUID", "SeriesInstanceUID", "PatientID", "ImagePositionPatient", "InstanceNumber"]
 
 
 class SliceFile(NamedTuple):
@@ -26,6 +27,12 @@ class SliceFile(NamedTuple):
     sop_instance_uid: str
     z_mm: float | None  # None where the header does not say
     instance_number: int
+    size: int  # bytes
+
+    @property
+    def key(self) -> tuple:
+        """The same for copies of a file, another for other slices; an anonymiser may have emptied or repeated the identifiers."""
+        return (self.sop_instance_uid or self.path, self.z_mm)
 
 
 class CtSlice(NamedTuple):
@@ -41,14 +48,20 @@ class DicomError(ValueError):
     """A file that gives no axial CT slice; the message is the reason."""
 
 
+def reason_of(error: Exception) -> str:
+    """What is told of an unexpected error: no more than a line, and no absolute path, as reasons are published with the data."""
+    told = error.strerror or "" if isinstance(error, OSError) else re.sub(r"""['"]?(/[^\s'"]+)+['"]?""", "...", str(error))
+    return f"{type(error).__name__}: {' '.join(told.split())[:200]}"
+
+
 def _open(path: str, **options) -> pydicom.Dataset:
     """`pydicom.dcmread` of a file that is small, plain and DICOM; anything it may raise becomes a DicomError."""
     try:
+        if not is_dicom(path):
+            raise DicomError("not a DICOM file")
         size = os.path.getsize(path)
         if size > MAX_FILE_BYTES:
             raise DicomError(f"file of {size} bytes, more than a slice has ({MAX_FILE_BYTES})")
-        if not is_dicom(path):
-            raise DicomError("not a DICOM file")
         syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
         if syntax == DeflatedExplicitVRLittleEndian:  # its size after unpacking is unknown before
             raise DicomError("deflated transfer syntax")
@@ -56,7 +69,7 @@ def _open(path: str, **options) -> pydicom.Dataset:
     except DicomError:
         raise
     except Exception as error:  # a broken file can raise nearly anything inside the parser
-        raise DicomError(f"unreadable ({type(error).__name__}: {str(error)[:200]})") from error
+        raise DicomError(f"unreadable ({reason_of(error)})") from error
 
 
 def _headers(paths: list[str]) -> list[SliceFile | tuple[str, str]]:
@@ -65,21 +78,22 @@ def _headers(paths: list[str]) -> list[SliceFile | tuple[str, str]]:
     for path in paths:
         try:
             header = _open(path, stop_before_pixels=True, specific_tags=HEADER_TAGS)
-            position = header.get("ImagePositionPatient") or [None] * 3
+            position = [float(value) for value in header.get("ImagePositionPatient") or ()]
             found.append(
                 SliceFile(
                     path,
                     str(header.get("PatientID", "")),
                     str(header.get("SeriesInstanceUID", "")),
                     str(header.get("SOPInstanceUID", "")),
-                    None if position[-1] is None else float(position[-1]),
+                    position[2] if len(position) == 3 and np.isfinite(position[2]) else None,
                     int(header.get("InstanceNumber") or 0),
+                    os.path.getsize(path),
                 )
             )
         except DicomError as error:
             found.append((path, str(error)))
         except Exception as error:
-            found.append((path, f"unreadable ({type(error).__name__}: {str(error)[:200]})"))
+            found.append((path, f"unreadable ({reason_of(error)})"))
     return found
 
 
@@ -95,12 +109,13 @@ def index_dicom(folder: Path, executor: Executor | None = None) -> tuple[dict[st
     Returns:
         Files by SeriesInstanceUID, in order of path; and (path, reason) of each file that could not be read.
     """
-    paths = sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
+    faults = []
+    walk = os.walk(folder, onerror=lambda error: faults.append((error.filename, f"unreadable ({reason_of(error)})")))
+    paths = sorted(os.path.join(root, name) for root, _, names in walk for name in names)
     paths = [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
     chunks = [paths[start : start + 256] for start in range(0, len(paths), 256)]
     results: Iterable = executor.map(_headers, chunks) if executor else map(_headers, chunks)
     series: dict[str, list[SliceFile]] = {}
-    faults = []
     with tqdm(total=len(paths), desc="DICOM headers", unit="file", mininterval=1) as progress:
         for chunk in results:
             for entry in chunk:
@@ -136,16 +151,22 @@ def read_slice(path: str) -> CtSlice:
         if not (16 <= min(shape) and max(shape) <= MAX_EDGE):
             raise DicomError(f"{shape[0]}x{shape[1]} pixels, but 16..{MAX_EDGE} a side are read")
         row_spacing, column_spacing = (float(value) for value in dataset.PixelSpacing)
-        if not (row_spacing > 0 and abs(row_spacing - column_spacing) < 0.01 * row_spacing):
-            raise DicomError(f"pixel spacing {row_spacing:g} x {column_spacing:g} mm, but square pixels are needed")
+        if not (0.1 <= row_spacing <= 5 and abs(row_spacing - column_spacing) < 0.01 * row_spacing):
+            raise DicomError(f"pixel spacing {row_spacing:g} x {column_spacing:g} mm, but square pixels of 0.1..5 mm are needed")
         orientation = [float(value) for value in dataset.ImageOrientationPatient]
-        if len(orientation) != 6 or np.cross(orientation[:3], orientation[3:])[2] < 0.9:
+        # supine or prone: rows run along x, columns along y, both of the same sign
+        if len(orientation) != 6 or not (abs(orientation[0]) > 0.9 and np.cross(orientation[:3], orientation[3:])[2] > 0.9):
             raise DicomError(f"orientation {orientation} is not that of an axial slice seen from the feet")
         if dataset.get("RescaleSlope") is None or dataset.get("RescaleIntercept") is None:
             raise DicomError("no rescale slope and intercept")
+        if str(dataset.get("RescaleType") or "HU").strip().upper() not in ("HU", "US", "HU_MOD"):
+            raise DicomError(f"rescale type {str(dataset.RescaleType)[:16]!r} instead of HU")
         slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
         if not (np.isfinite([slope, intercept]).all() and slope > 0):
             raise DicomError(f"rescale slope {slope:g} and intercept {intercept:g} make no Hounsfield units")
+        encoded = len(dataset.get("PixelData") or b"")
+        if dataset.file_meta.TransferSyntaxUID.is_compressed and encoded > 4 * 2 * shape[0] * shape[1] + 2**20:
+            raise DicomError(f"{encoded} bytes of compressed pixel data, more than {shape[0]}x{shape[1]} pixels need")
         stored = dataset.pixel_array
         if stored.shape != shape:
             raise DicomError(f"pixel data of shape {stored.shape} instead of {shape}")
@@ -155,9 +176,11 @@ def read_slice(path: str) -> CtSlice:
         if padding is not None:
             limits = sorted((int(padding), int(dataset.get("PixelPaddingRangeLimit", padding))))
             hu[(stored >= limits[0]) & (stored <= limits[1]) & (hu > 3071)] = -1024
-        if not ((hu > -1024) & (hu <= 3071)).any():
+        if not (np.isfinite(hu).all() and ((hu > -1024) & (hu <= 3071)).any()):
             raise DicomError(f"values {hu.min():g}..{hu.max():g} are no Hounsfield units")
         thickness = dataset.get("SliceThickness")
+        if thickness is not None and not float(thickness) > 0:
+            raise DicomError(f"slice thickness {thickness} mm")
         return CtSlice(
             np.clip(hu, -1024, 32767).astype(np.int16),
             row_spacing,
@@ -167,4 +190,4 @@ def read_slice(path: str) -> CtSlice:
     except DicomError:
         raise
     except Exception as error:
-        raise DicomError(f"unreadable ({type(error).__name__}: {str(error)[:200]})") from error
+        raise DicomError(f"unreadable ({reason_of(error)})") from error

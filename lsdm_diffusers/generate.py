@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,10 @@ def main(arguments=None) -> None:
         scheduler_class = getattr(diffusers, args.scheduler, None) if args.scheduler else None
         if args.scheduler and not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
             raise ValueError(f"`--scheduler` is {args.scheduler!r}, but a diffusers scheduler class such as DDIMScheduler is needed.")
+        if scheduler_class and not hasattr(scheduler_class, "add_noise"):
+            raise ValueError(f"`--scheduler` is {args.scheduler!r}, but a flow-matching scheduler fits no model of noise or v; take DDIMScheduler.")
+        if args.output.exists() and not args.output.is_dir():
+            raise ValueError(f"`--output` is {args.output}, but that is a file, and a folder is needed.")
         pipe = LSDMGuidedPipeline.from_pretrained(checkpoint).to(args.device)
         for name, component in pipe.components.items():
             if name.endswith("_classifier") and component is not None or name == "vae":
@@ -113,7 +118,7 @@ def main(arguments=None) -> None:
             generator=[torch.Generator().manual_seed(args.seed + index) for index in range(args.num_images)],
             output_type="hu",
         ).images
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"lsdm-generate: {error}") from error
 
     args.output.mkdir(parents=True, exist_ok=True)
@@ -131,7 +136,8 @@ def main(arguments=None) -> None:
         "semantic_map": str(map_path),
         "pretrained_model_name_or_path": str(checkpoint),
         "scheduler": type(pipe.scheduler).__name__,
-        "scheduler_config": {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")},
+        # an infinite limit of some schedulers is no JSON number
+        "scheduler_config": {k: str(v) if v in (math.inf, -math.inf) else v for k, v in pipe.scheduler.config.items() if not k.startswith("_")},
         "nodule_features": features,
         "nodules": [{"label": int(n.label), "centroid_yx": n.centroid_yx, "area": n.area} for n in find_nodules(semantic_map)],
         "seeds": [args.seed + index for index in range(args.num_images)],

@@ -113,7 +113,9 @@ def classifier_gradient(crops, timestep, decode, classifiers, targets, scales) -
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("Guidance needs gradients, which `torch.inference_mode` forbids; use `torch.no_grad` or nothing around the call.")
-    with torch.enable_grad():
+    # group offload puts other memory into the parameters after each forward: keep the tensors that the forward saw
+    as_seen = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
+    with torch.enable_grad(), as_seen:
         crops = crops.detach().requires_grad_(True)
         images = decode(crops)
         total = images.new_zeros((), dtype=torch.float32)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, KDPM2DiscreteScheduler, SchedulerMixin
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -19,6 +19,16 @@ from .models.nodule_classifier import NODULE_FEATURES, NoduleClassifier
 from .models.unet_spade import SpadeUNet2DModel
 from .semantic_map import HU_MAX, HU_MIN, NUM_LABELS, find_nodules, read_semantic_map
 
+_INTERPOLATED = "its interpolated second step has a noise level it does not report"
+_PRECONDITIONED = "its model's output is preconditioned, neither noise, v nor sample"
+UNGUIDABLE_SCHEDULERS = {
+    "KDPM2DiscreteScheduler": _INTERPOLATED,
+    "DPMSolverSDEScheduler": _INTERPOLATED,
+    "EDMEulerScheduler": _PRECONDITIONED,
+    "EDMDPMSolverMultistepScheduler": _PRECONDITIONED,
+    "CosineDPMSolverMultistepScheduler": _PRECONDITIONED,
+    "CMStochasticIterativeScheduler": _PRECONDITIONED,
+}
 OUTPUT_TYPES = ("pil", "np", "pt", "hu", "latent")
 
 
@@ -184,10 +194,7 @@ class LSDMGuidedPipeline(DiffusionPipeline):
                 if not features:
                     continue
                 y0, x0, y1, x1 = latent_box = crop_box(nodule.centroid_yx, latent_size, self.vae_scale_factor)
-                pixels = np.zeros(maps[map_index].shape, dtype=bool)
-                rows, columns = slice(*nodule.box_yxyx[::2]), slice(*nodule.box_yxyx[1::2])
-                pixels[rows, columns] = maps[map_index][rows, columns] == nodule.label
-                inside = nodule_mask(torch.from_numpy(pixels), latent_size)[y0:y1, x0:x1]
+                inside = nodule_mask(torch.from_numpy(nodule.mask(maps[map_index].shape)), latent_size)[y0:y1, x0:x1]
                 for copy in range(images_per_map):
                     image.append(map_index * images_per_map + copy)
                     box.append(latent_box)
@@ -205,11 +212,12 @@ class LSDMGuidedPipeline(DiffusionPipeline):
         return {feature: float(scale.get(feature, 1.0) if isinstance(scale, dict) else scale) for feature in NODULE_FEATURES}
 
     def _check_inputs(self, guidance_scale, guidance_order, num_images_per_map, num_inference_steps, output_type, tensor_inputs):
-        if getattr(self.scheduler.config, "clip_sample", False):
-            raise ValueError(
-                f"`scheduler` ({type(self.scheduler).__name__}) has clip_sample=True, but that clips latents, which are not bounded; "
-                "use `from_config(config, clip_sample=False)`."
-            )
+        for option in ("clip_sample", "thresholding"):
+            if getattr(self.scheduler.config, option, False):
+                raise ValueError(
+                    f"`scheduler` ({type(self.scheduler).__name__}) has {option}=True, but that clips latents, which are not bounded; "
+                    f"use `from_config(config, {option}=False)`."
+                )
         given = guidance_scale if isinstance(guidance_scale, dict) else {feature: guidance_scale for feature in NODULE_FEATURES}
         for feature, scale in given.items():
             if feature not in NODULE_FEATURES:
@@ -231,11 +239,14 @@ class LSDMGuidedPipeline(DiffusionPipeline):
     def _check_guidable(self):
         if torch.is_inference_mode_enabled():
             raise RuntimeError("Guidance needs gradients, which `torch.inference_mode` forbids; use `torch.no_grad` or nothing around the call.")
-        if isinstance(self.scheduler, KDPM2DiscreteScheduler):
+        name = type(self.scheduler).__name__
+        if name in UNGUIDABLE_SCHEDULERS:
             raise ValueError(
-                "`scheduler` is KDPM2DiscreteScheduler, but its interpolated second step has a noise level it does not report, so "
-                "guidance would be wrong; use another, such as DPMSolverMultistepScheduler."
+                f"`scheduler` is {name}, but {UNGUIDABLE_SCHEDULERS[name]}, so guidance would be wrong; use another, such as "
+                "DPMSolverMultistepScheduler."
             )
+        if not hasattr(self.scheduler, "add_noise") and not hasattr(self.scheduler, "scale_noise"):
+            raise ValueError(f"`scheduler` is {name}, but guidance needs one with `add_noise` or `scale_noise`, such as DPMSolverMultistepScheduler.")
         for name, module in {"vae": self.vae, **self.classifiers}.items():
             if any(parameter.device.type == "meta" for parameter in module.parameters()):
                 raise RuntimeError(
@@ -311,7 +322,7 @@ class LSDMGuidedPipeline(DiffusionPipeline):
             num_inference_steps: denoising steps.
             guidance_scale: s, one number or one per feature. 0 is exactly the unguided sample, 1 is Bayes' rule.
             guidance_order: "sequential" (malignancy last, on the latent the others have guided; the thesis' order), or "joint".
-            eta: η of DDIM, in [0, 1]; other schedulers ignore it.
+            eta: η of DDIM and TCD, in [0, 1]; other schedulers ignore it.
             num_images_per_map: images of each map; they share one modulation.
             generator: one generator, or a list with one per image.
             latents: starting noise, (images, c, H / f, W / f), instead of noise from `generator`.
@@ -338,7 +349,10 @@ class LSDMGuidedPipeline(DiffusionPipeline):
             raise ValueError(f"`latents` has shape {tuple(latents.shape)}, but {shape} is needed.")
         self._guidance_scale = guidance_scale
         nodules = self._nodule_batch(maps, nodule_features, num_images_per_map, latent_size, device)
-        if nodules is not None and any(self._scales().values()):
+        scales = self._scales()
+        if nodules is not None and not any(scales[feature] and not target.isnan().all() for feature, target in nodules.targets.items()):
+            nodules = None  # scale 0 of every feature asked for is exactly no guidance
+        if nodules is not None:
             self._check_guidable()
 
         # noise, in float32 whatever the models' dtype is: a scheduler's arithmetic on bfloat16 latents loses the small steps
@@ -366,16 +380,14 @@ class LSDMGuidedPipeline(DiffusionPipeline):
                 model_input = self.scheduler.scale_model_input(latents, t) if hasattr(self.scheduler, "scale_model_input") else latents
                 model_input = torch.cat([model_input.to(self.unet.dtype), map_latents], dim=1)
                 model_output = self.unet(model_input, t, modulation=modulation).sample.to(dtype)
-                if nodules is not None and any(self._scales().values()):
+                if nodules is not None:
                     next_t = timesteps[i + 1] if i + 1 < len(timesteps) else None
                     gradient = self._guidance(latents, t, next_t, nodules, guidance_order)
                     alpha, sigma = (level.to(device) for level in noise_level(self.scheduler, t))
                     model_output = guide_model_output(model_output, gradient, alpha, sigma, prediction_type)
                 latents = self.scheduler.step(model_output, t, latents, **extra).prev_sample
                 if callback_on_step_end is not None:
-                    callback_kwargs = {}
-                    for name in callback_on_step_end_tensor_inputs:
-                        callback_kwargs[name] = locals()[name]
+                    callback_kwargs = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
                     latents = callback_on_step_end(self, i, t, callback_kwargs).pop("latents", latents)
                 order = getattr(self.scheduler, "order", 1)
                 if (i == len(timesteps) - 1 or (i + 1) % order == 0) and progress_bar.n < num_inference_steps:

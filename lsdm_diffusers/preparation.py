@@ -5,6 +5,7 @@ both appear whole or not at all. What is made of a scan depends on that scan and
 """
 
 import csv
+import hashlib
 import io
 import json
 import multiprocessing
@@ -12,8 +13,8 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from .ct_dataset import write_atomically, write_shard
-from .ct_dicom import DicomError, SliceFile
+from .ct_dicom import DicomError, SliceFile, reason_of
 from .lidc.annotations import RATINGS
 from .lidc.selection import SPLITS
 
@@ -40,7 +41,7 @@ class ScanJob:
     columns: dict  # of the dataset, the same for each of its slices
     files: dict[int, SliceFile]  # of each chosen slice
     left_out: tuple[tuple[int, str], ...]  # (slice index, reason) of chosen slices without a file
-    num_files: int  # of the series: with more files than last time, the scan is made again
+    signature: str  # of its files: with others than last time, the scan is made again
 
     def shard(self, output_dir: Path) -> Path:
         return output_dir / "data" / f"{self.split}-{self.name}.parquet"
@@ -61,14 +62,30 @@ class StageClock(Counter):
             self[stage] += time.perf_counter() - start
 
 
-def finished_record(job: ScanJob, output_dir: Path) -> dict | None:
-    """The record of a scan that an earlier run finished, if its shard is there in full and no files came since."""
-    path, shard = job.record(output_dir), job.shard(output_dir)
-    if not path.is_file():
-        return None
+def signature_of(files: Iterable[SliceFile], *more: bytes) -> str:
+    """What changes when a file of a scan is added, replaced or mended; the same wherever the files lie."""
+    named = sorted((Path(file.path).name, file.sop_instance_uid, file.size) for file in files)
+    digest = hashlib.sha256(repr(named).encode("utf-8", "backslashreplace"))
+    for content in more:
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def read_record(path: Path, output_dir: Path) -> dict | None:
+    """A record whose shard is there in full, otherwise None."""
     record = json.loads(path.read_text())
+    shard = output_dir / "data" / f"{record['split']}-{path.stem}.parquet"
     whole = shard.stat().st_size == record["bytes"] if shard.is_file() else record["rows"] == 0
-    return record if whole and record["files"] == job.num_files else None
+    return record if whole else None
+
+
+def is_finished(job: ScanJob, output_dir: Path) -> bool:
+    """Whether an earlier run finished the scan, from the same files; slices that could not be read are tried again."""
+    path = job.record(output_dir)
+    record = read_record(path, output_dir) if path.is_file() else None
+    if record is None or record["signature"] != job.signature:
+        return False
+    return not any(reason.startswith(("unreadable", "failed")) for _, reason in record["left_out"])
 
 
 def prepare_scan(job: ScanJob, make_row: Callable[[ScanJob, int, StageClock], dict], output_dir: Path) -> tuple[dict, StageClock]:
@@ -82,29 +99,38 @@ def prepare_scan(job: ScanJob, make_row: Callable[[ScanJob, int, StageClock], di
     Returns:
         The record: counts, and (slice index, reason) of each chosen slice that is left out; and the seconds of each stage.
     """
-    clock, rows, left_out = StageClock(), [], list(job.left_out)
-    for index in sorted(job.files):
-        try:
-            rows.append(make_row(job, index, clock))
-        except DicomError as error:
-            left_out.append((index, str(error)))
-    shard, sha256 = job.shard(output_dir), None
-    if rows:
-        with clock("encode"):
-            sha256 = write_shard(shard, rows)
-    nodules = {entry["nodule_id"]: entry for row in rows for entry in row["nodules"]}
+    clock, left_out, entries = StageClock(), list(job.left_out), []
+
+    def rows():
+        for index in sorted(job.files):
+            try:
+                row = make_row(job, index, clock)
+            except DicomError as error:
+                left_out.append((index, str(error)))
+            except Exception as error:  # one slice must not cost the others
+                left_out.append((index, f"failed ({reason_of(error)})"))
+            else:
+                entries.append(row["nodules"])
+                yield row
+
+    shard = job.shard(output_dir)
+    sha256 = write_shard(shard, rows())
+    for other in shard.parent.glob(f"*-{job.name}.parquet"):
+        if other != shard:  # of a patient whose split was another
+            other.unlink()
+    nodules = {entry["nodule_id"]: entry for of_slice in entries for entry in of_slice}
     rated = [entry for entry in nodules.values() if entry["malignancy"] is not None]
     record = {
         "patient_id": job.patient_id,
         "scan": job.scan,
         "split": job.split,
-        "files": job.num_files,
-        "rows": len(rows),
-        "rows_with_nodules": sum(bool(row["nodules"]) for row in rows),
+        "signature": job.signature,
+        "rows": len(entries),
+        "rows_with_nodules": sum(map(bool, entries)),
         "nodules": len(nodules),
         "ratings": {name: dict(sorted(Counter(str(int(entry[name])) for entry in rated).items())) for name in RATINGS},
         "left_out": sorted(left_out),
-        "bytes": shard.stat().st_size if rows else 0,
+        "bytes": shard.stat().st_size if entries else 0,
         "sha256": sha256,
     }
     write_atomically(job.record(output_dir), (json.dumps(record, indent=1) + "\n").encode())
@@ -113,11 +139,9 @@ def prepare_scan(job: ScanJob, make_row: Callable[[ScanJob, int, StageClock], di
 
 def _end_with_parent():
     """A worker whose parent was killed would wait for work forever."""
-    parent = os.getppid()
 
     def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
+        multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -140,7 +164,24 @@ def begin_dataset(output_dir: Path, settings: dict) -> None:
     else:
         write_atomically(path, (json.dumps(settings, indent=1) + "\n").encode())
     for part in output_dir.rglob(".*.part"):  # of a run that was killed while it wrote
-        part.unlink()
+        part.unlink(missing_ok=True)
+
+
+def _in_parallel(jobs: list[ScanJob], make_row: Callable, output_dir: Path, executor: ProcessPoolExecutor) -> Iterator[tuple[ScanJob, Future]]:
+    """Each job with its ended future. Where a worker dies, the jobs left go on one by one, each in a process of its own."""
+    waiting = {executor.submit(prepare_scan, job, make_row, output_dir): job for job in jobs}
+    try:
+        for future in as_completed(list(waiting)):
+            if isinstance(future.exception(), BrokenProcessPool):
+                break
+            yield waiting.pop(future), future
+        for job in waiting.values():
+            with worker_pool(1) as alone:
+                future = alone.submit(prepare_scan, job, make_row, output_dir)
+                wait([future])
+            yield job, future
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
 def prepare_scans(jobs: list[ScanJob], make_row: Callable, output_dir: Path, executor: ProcessPoolExecutor, left_out: Iterable[tuple]) -> list[dict]:
@@ -150,39 +191,48 @@ def prepare_scans(jobs: list[ScanJob], make_row: Callable, output_dir: Path, exe
         jobs: one for each scan.
         make_row: see `prepare_scan`; it travels to the workers.
         output_dir: folder of the dataset.
-        executor: from `worker_pool`.
+        executor: from `worker_pool`; shut down at the end.
         left_out: rows of `skipped.csv`, see LEFT_OUT_COLUMNS, known before.
 
     Returns:
-        The record of each scan that is finished, in the order of `jobs`.
+        The record of each scan in the folder, in the order of their names; those of earlier runs on other folders of DICOM are among them.
+
+    Raises:
+        SystemExit: at the end, if a scan failed in a way that another run may mend, or the dataset has no rows.
     """
-    records = {job.name: finished_record(job, output_dir) for job in jobs}
-    done = sum(record is not None for record in records.values())
-    left_out, clock, written = list(left_out), StageClock(), 0
+    todo = [job for job in jobs if not is_finished(job, output_dir)]
+    left_out, clock, written, failed = list(left_out), StageClock(), 0, []
     start = time.perf_counter()
-    waiting = {executor.submit(prepare_scan, job, make_row, output_dir): job for job in jobs if records[job.name] is None}
-    with tqdm(total=len(jobs), initial=done, desc="scans", unit="scan") as progress:
-        for future in as_completed(waiting):
-            job = waiting[future]
-            try:
-                records[job.name], of_stages = future.result()
+    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="scans", unit="scan") as progress:
+        for job, future in _in_parallel(todo, make_row, output_dir, executor):
+            error = future.exception()
+            if error is None:
+                record, of_stages = future.result()
                 clock.update(of_stages)
-                written += records[job.name]["rows"]
-            except BrokenProcessPool:
-                raise SystemExit("A worker process was killed, perhaps for lack of memory; start again with a smaller --num_proc to go on.") from None
-            except Exception as error:  # one scan must not end the run; without a record it is tried again next time
-                left_out.append((job.patient_id, job.scan, "", "", f"failed ({type(error).__name__}: {str(error)[:200]})"))
+                written += record["rows"]
+            else:  # one scan must not end the run; without a record it is tried again next time
+                died = isinstance(error, BrokenProcessPool)
+                reason = "its worker was killed, perhaps for lack of memory" if died else reason_of(error)
+                failed.append((job.patient_id, job.scan, "", "", f"failed ({reason})"))
             progress.update()
     elapsed = time.perf_counter() - start
 
-    finished = [records[job.name] for job in jobs if records[job.name] is not None]
+    records = {path.stem: read_record(path, output_dir) for path in sorted((output_dir / "scans").glob("*.json"))}
+    records = {name: record for name, record in records.items() if record is not None}
+    shards = {f"{record['split']}-{name}.parquet" for name, record in records.items() if record["rows"]}
+    for shard in (output_dir / "data").glob("*.parquet"):
+        if shard.name not in shards:
+            shard.unlink()
+    finished = list(records.values())
     for record in finished:
         left_out += [(record["patient_id"], record["scan"], str(index), "", reason) for index, reason in record["left_out"]]
+    left_out += failed
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(LEFT_OUT_COLUMNS)
     writer.writerows(sorted(left_out, key=lambda entry: (entry[0], entry[1].zfill(4), entry[2].zfill(5), *entry[3:])))
-    write_atomically(output_dir / "skipped.csv", table.getvalue().encode())
+    # names of files need not be text
+    write_atomically(output_dir / "skipped.csv", table.getvalue().encode("utf-8", "backslashreplace"))
     splits = {split: sorted({record["patient_id"] for record in finished if record["split"] == split and record["rows"]}) for split in SPLITS}
     write_atomically(output_dir / "splits.json", (json.dumps(splits, indent=1) + "\n").encode())
 
@@ -194,4 +244,8 @@ def prepare_scans(jobs: list[ScanJob], make_row: Callable, output_dir: Path, exe
     if written:
         rates = ", ".join(f"{stage} {written / spent:.1f}" for stage, spent in clock.items() if spent)
         print(f"{written} slices in {elapsed:.1f} s; slices per second and core by stage: {rates}")
+    if failed:
+        raise SystemExit(f"{len(failed)} scans failed, see skipped.csv; start again to try them again, nothing else is redone.")
+    if not any(record["rows"] for record in finished):
+        raise SystemExit(f"{output_dir} has no slices: --dicom_dir gave none. skipped.csv says why.")
     return finished

@@ -1,7 +1,7 @@
 """Semantic maps of axial chest CT: labels, reading, validation, making them from HU, finding nodules (thesis, section 4.3)."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 
@@ -124,6 +124,14 @@ class Nodule:
     centroid_yx: tuple[float, float]
     box_yxyx: tuple[int, int, int, int]  # half-open: rows box[0]:box[2], columns box[1]:box[3]
     area: int
+    box_mask: np.ndarray = field(compare=False, repr=False)  # boolean, of the shape of the box: its own pixels there
+
+    def mask(self, shape: tuple[int, int]) -> np.ndarray:
+        """Its pixels in the whole map (H, W)."""
+        whole = np.zeros(shape, dtype=bool)
+        y0, x0, y1, x1 = self.box_yxyx
+        whole[y0:y1, x0:x1] = self.box_mask
+        return whole
 
 
 def find_nodules(semantic_map) -> list[Nodule]:
@@ -147,13 +155,14 @@ def find_nodules(semantic_map) -> list[Nodule]:
             tuple(float(c) for c in region.centroid),
             tuple(int(b) for b in region.bbox),
             int(region.area),
+            region.image,
         )
         for region in regionprops(components)
     ]
 
 
-def max_pool_one_hot(semantic_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """m̃: labels (B, H, W) max-pooled to `size`, then one-hot, (B, 8, *size), float32 (thesis, section 3.3).
+def max_pool_one_hot(semantic_map: torch.Tensor, size: tuple[int, int], num_labels: int = NUM_LABELS) -> torch.Tensor:
+    """m̃: labels (B, H, W) max-pooled to `size`, then one-hot, (B, num_labels, *size), float32 (thesis, section 3.3).
 
     Max-pooling keeps the larger label, so a small nodule (5..7) never vanishes. `size` must divide (H, W).
     """
@@ -164,7 +173,7 @@ def max_pool_one_hot(semantic_map: torch.Tensor, size: tuple[int, int]) -> torch
         raise ValueError(f"`semantic_map` of {height}x{width} pixels cannot be max-pooled to {size[0]}x{size[1]}: not a whole multiple.")
     window = (height // size[0], width // size[1])
     pooled = F.max_pool2d(semantic_map[:, None].float(), window, window)[:, 0].long()
-    return F.one_hot(pooled, NUM_LABELS).movedim(-1, 1).float().contiguous()
+    return F.one_hot(pooled, num_labels).movedim(-1, 1).float().contiguous()
 
 
 def _morphology(operation: int, mask: np.ndarray, radius_mm: float, pixel_spacing: float) -> np.ndarray:
@@ -294,8 +303,8 @@ def semantic_map_from_hu(hu, pixel_spacing: float = 0.7, nodules: Iterable[tuple
         raise ValueError(f"`hu` has shape {hu.shape}, but one slice (H, W) is needed.")
     if not np.isfinite(hu).all():
         raise ValueError(f"`hu` contains {int((~np.isfinite(hu)).sum())} values that are not finite, but Hounsfield units are needed.")
-    if not pixel_spacing > 0:
-        raise ValueError(f"`pixel_spacing` is {pixel_spacing}, but the edge of a pixel in mm is above 0.")
+    if not 0.1 <= pixel_spacing <= 5:
+        raise ValueError(f"`pixel_spacing` is {pixel_spacing}, but the edge of a pixel of chest CT is 0.1..5 mm.")
     values = cv2.medianBlur(np.clip(hu, HU_MIN, HU_MAX).astype(np.float32), 3)
     body = body_mask(hu, pixel_spacing)
     labels = np.zeros(hu.shape, dtype=np.uint8)

@@ -131,3 +131,32 @@ def test_frozen_modules_get_back_what_they_had():
             assert not module.weight.requires_grad and not module.bias.requires_grad
             raise RuntimeError("inside")
     assert module.weight.requires_grad and not module.bias.requires_grad
+
+
+def test_gradients_survive_weights_that_are_moved_after_each_forward():
+    """Group offload puts other memory into a parameter once its module has run; the backward pass must use what the forward saw."""
+    decoder = torch.nn.Conv2d(3, 1, 3, padding=1).requires_grad_(False)
+
+    class Classifier:
+        @staticmethod
+        def log_prob(image, timestep, target):
+            return image.square().flatten(1).sum(1)
+
+    def gradient():
+        return classifier_gradient(crops, 0, decoder, {"texture": Classifier}, {"texture": torch.zeros(1)}, {"texture": 1.0})
+
+    crops = torch.randn(1, 3, 16, 16)
+    expected = gradient()
+    weights = [parameter.data for parameter in decoder.parameters()]
+
+    def offload(*_):
+        for parameter in decoder.parameters():
+            parameter.data = torch.zeros_like(parameter.data)
+
+    def onload(*_):
+        for parameter, data in zip(decoder.parameters(), weights, strict=True):
+            parameter.data = data
+
+    decoder.register_forward_pre_hook(onload)
+    decoder.register_forward_hook(offload)
+    torch.testing.assert_close(gradient(), expected, atol=0, rtol=0)

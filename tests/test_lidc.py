@@ -204,7 +204,12 @@ BROKEN = {
     "3 frames in one file": {"NumberOfFrames": 3, "stored": (SMALL.astype(int) + 1024).astype(np.uint16).tobytes() * 3},
     "is not that of an axial slice": {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]},
     "seen from the feet": {"ImageOrientationPatient": [1, 0, 0, 0, -1, 0]},
-    "but square pixels are needed": {"PixelSpacing": [0.7, 0.9]},
+    "of an axial slice": {"ImageOrientationPatient": [0, 1, 0, -1, 0, 0]},
+    "orientation .*nan": {"ImageOrientationPatient": ["nan", 0, 0, 0, 1, 0]},
+    "but square pixels of": {"PixelSpacing": [0.7, 0.9]},
+    "0.001 x 0.001 mm": {"PixelSpacing": [0.001, 0.001]},
+    "rescale type 'mg/ml'": {"RescaleType": "mg/ml"},
+    "slice thickness nan": {"SliceThickness": "nan"},
     "no rescale slope and intercept": {"RescaleSlope": None},
     "rescale slope 0 ": {"RescaleSlope": 0},
     "3 samples a pixel": {"SamplesPerPixel": 3},
@@ -226,7 +231,7 @@ def test_a_file_that_is_no_axial_ct_slice_is_refused_with_the_reason(tmp_path, r
 def test_a_damaged_file_is_refused_with_the_reason(tmp_path, kind):
     path = tmp_path / "damaged.dcm"
     if kind == "JPEG 2000 of noise":
-        write_slice(path, SMALL, syntax=JPEG2000Lossless, stored=encapsulate([os.urandom(500)]))
+        write_slice(path, SMALL, syntax=JPEG2000Lossless, stored=encapsulate([random.Random(0).randbytes(500)]))
     elif kind == "cut":
         whole = write_slice(path, SMALL).read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
@@ -248,6 +253,10 @@ FAULTS = {  # by (scan of the archive, place among its chosen slices)
     (1, 1): "missing",
     (2, 0): "orientation",
     (2, 1): "copied",
+    (2, 2): "slope",
+    (2, 3): "padding",
+    (1, 2): "frames",
+    (1, 3): "compressed",
 }
 
 
@@ -283,11 +292,23 @@ def archive(tmp_path_factory):
             if fault == "modality":
                 tags["Modality"] = "PT"
                 reasons.append((plan.scan_id, index, "modality 'PT' instead of CT"))
+            elif fault == "frames":
+                tags |= {"NumberOfFrames": 2, "stored": b"\0" * (2 * 2 * 512 * 512)}
+                reasons.append((plan.scan_id, index, "2 frames in one file"))
+            elif fault == "compressed":
+                tags |= {"syntax": JPEG2000Lossless, "stored": encapsulate([random.Random(0).randbytes(500)])}
+                reasons.append((plan.scan_id, index, "unreadable"))
             elif fault == "orientation":
                 tags["ImageOrientationPatient"] = [0, 1, 0, 0, 0, -1]
                 reasons.append((plan.scan_id, index, "is not that of an axial slice"))
             else:
                 expected[plan.scan_id, index] = hu
+            if fault == "slope":
+                tags |= {"RescaleSlope": 0.5, "RescaleIntercept": -1000, "stored": ((hu.astype(int) + 1000) * 2).astype(np.uint16).tobytes()}
+            if fault == "padding":
+                padded = np.where(np.arange(512) < 9, -3024, hu).astype(np.int16)
+                tags |= {"PixelRepresentation": 1, "RescaleIntercept": 0, "stored": padded.tobytes(), "PixelPaddingValue": -3024}
+                expected[plan.scan_id, index] = padded
             path = write_slice(home / f"{place:03d}.dcm", hu, **tags)
             if fault == "cut":
                 path.write_bytes(path.read_bytes()[:3000])
@@ -373,7 +394,7 @@ def test_the_card_and_the_report_are_written(prepared):
 
     with Image.open(prepared / "report.png") as picture:
         assert min(picture.size) > 500
-    assert not [path for path in prepared.rglob("*") if str(prepared.parent) in (path.read_text() if path.suffix in (".json", ".md", ".csv") else "")]
+    assert not any(str(folder.parent) in path.read_text() for folder in (prepared,) for path in prepared.rglob("*.[jmc]*") if path.is_file())
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -391,7 +412,8 @@ def test_kills_leave_the_same_bytes(archive, prepared, tmp_path):
         while process.poll() is None and set(output_dir.rglob("*")) == before:
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.6))
-        os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         finished_after_kill.append(len(list(output_dir.glob("scans/*.json"))))
     run = subprocess.run(command(archive, output_dir, "--report"), capture_output=True, text=True)
@@ -404,6 +426,62 @@ def test_two_workers_make_the_same_dataset(archive, prepared, tmp_path):
     run = subprocess.run(command(archive, tmp_path / "dataset", "--report", "--num_proc", "2"), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert contents(tmp_path / "dataset") == contents(prepared)
+
+
+def test_a_mended_file_is_read_again(archive, prepared, tmp_path):
+    """The cut file was downloaded again: its scan, and no other, is made again, and what was finished stays as it was."""
+    folder, plans, expected, _ = archive
+    dicom, copy = shutil.copytree(folder, tmp_path / "dicom", symlinks=True), shutil.copytree(prepared, tmp_path / "dataset")
+    plan = plans[0]
+    (cut,) = [path for path in (dicom / plan.patient_id).rglob("000.dcm")]
+    tags = {"SeriesInstanceUID": plan.series_instance_uid, "PatientID": plan.patient_id, "PixelSpacing": [0.7, 0.7], "SOPInstanceUID": "1.9.1"}
+    write_slice(cut, thorax_hu(2), ImagePositionPatient=[0, 0, plan.slice_z_mm[plan.chosen_slices[0]]], **tags)
+    run = subprocess.run(command((dicom, plans), copy), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    changed = {name for name, digest in contents(copy).items() if contents(prepared).get(name) != digest}
+    assert {name.split("/")[0] for name in changed if name.startswith(("data", "scans"))} == {"data", "scans"}
+    # scans with slices that cannot be read are tried again, and give the same
+    assert all(plan.patient_id in name for name in changed if name.startswith(("data", "scans")))
+    rows = load_dataset(str(copy), cache_dir=str(tmp_path / "cache"))
+    assert sum(len(split) for split in rows.values()) == len(expected) + 1
+
+
+def test_another_folder_adds_to_the_dataset(archive, prepared, tmp_path):
+    """Downloads in parts: a run on a folder without what was prepared before keeps it, in the data and in the lists beside them."""
+    _, plans, _, _ = archive
+    copy = shutil.copytree(prepared, tmp_path / "dataset")
+    (tmp_path / "elsewhere").mkdir()
+    write_slice(tmp_path / "elsewhere" / "a.dcm", thorax_hu(), SeriesInstanceUID="9.9")
+    stale = copy / "data" / f"test-{plans[0].patient_id}-scan-9999.parquet"
+    stale.write_bytes(b"left by a run that was killed")
+    run = subprocess.run(command((tmp_path / "elsewhere", plans), copy, "--report"), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    before, after = contents(prepared), contents(copy)
+    assert {name for name in before if before[name] != after.get(name)} == {"skipped.csv"}  # the broken files of that folder are not seen
+    assert not stale.exists()
+
+
+def test_a_worker_that_dies_costs_its_scan_alone(archive, tmp_path):
+    """A decoder that crashes, or too little memory: the other scans are made, and the run ends with an error that says so."""
+    folder, plans, *_ = archive
+    dying = tmp_path / "dying.py"
+    dying.write_text(
+        "import os, sys, runpy\n"
+        "import lsdm_diffusers.ct_dicom as ct\n"
+        "original = ct.read_slice\n"
+        "def read_slice(path):\n"
+        f"    if {plans[2].series_instance_uid!r} in path: os._exit(9)\n"
+        "    return original(path)\n"
+        "ct.read_slice = read_slice\n"
+        f"sys.argv[0] = {str(SCRIPT)!r}\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name=__name__ if __name__ == '__main__' else '__mp_main__')\n"
+    )
+    arguments = command(archive, tmp_path / "dataset")
+    run = subprocess.run([arguments[0], str(dying), *arguments[2:]], capture_output=True, text=True)
+    assert run.returncode != 0 and "1 scans failed" in run.stderr, run.stderr[-2000:]
+    made = {path.name for path in (tmp_path / "dataset" / "scans").iterdir()}
+    assert len(made) == 2 and not any(plans[2].patient_id in name for name in made)
+    assert "its worker was killed" in (tmp_path / "dataset" / "skipped.csv").read_text()
 
 
 def test_other_choices_in_a_begun_folder_are_refused(archive, prepared, tmp_path):
@@ -448,9 +526,12 @@ def test_the_dataset_is_pushed_to_the_hub(archive, prepared, tmp_path):
             self.wfile.write(body)
 
         def do_GET(self):
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
+            listing = b"[]" if "/tree/" in self.path else b""
+            self.send_response(200 if listing else 404)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(listing)))
             self.end_headers()
+            self.wfile.write(listing)
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -159,6 +159,15 @@ def test_refused_schedulers(pipe, semantic_map):
     pipe.scheduler = diffusers.KDPM2DiscreteScheduler(**BETAS)
     with pytest.raises(ValueError, match="KDPM2DiscreteScheduler"):
         sample(pipe, semantic_map, ALL)
+    pipe.scheduler = diffusers.EDMEulerScheduler()
+    with pytest.raises(ValueError, match="EDMEulerScheduler, but its model's output is preconditioned"):
+        sample(pipe, semantic_map, ALL)
+    pipe.scheduler = diffusers.IPNDMScheduler()
+    with pytest.raises(ValueError, match="IPNDMScheduler, but guidance needs one with `add_noise`"):
+        sample(pipe, semantic_map, ALL)
+    pipe.scheduler = DDIMScheduler(clip_sample=False, thresholding=True, **BETAS)
+    with pytest.raises(ValueError, match="thresholding=True, but that clips latents"):
+        sample(pipe, semantic_map)
     pipe.scheduler = DDIMScheduler(clip_sample=True, **BETAS)
     with pytest.raises(ValueError, match="clip_sample=True, but that clips latents"):
         sample(pipe, semantic_map)

@@ -1,6 +1,7 @@
 """training/prepare_ct.py: any CT in DICOM, with computed maps or one's own, through the real command."""
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ SCRIPT = Path(__file__).parents[1] / "training" / "prepare_ct.py"
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """Two series of three slices, one of a patient whose id is a path, and a series of another modality."""
+    """Two series of three slices, one of a patient whose id is a path, and a series of another modality; files with faults."""
     folder = tmp_path_factory.mktemp("ct")
     for series, patient in (("1.1", "../../outside"), ("1.2", "B")):
         for number in range(3):
@@ -28,6 +29,11 @@ def archive(tmp_path_factory):
             tags["ImagePositionPatient"] = [0, 0, 2.5 * number]
             write_slice(folder / f"series {series}" / f"{number}.dcm", thorax_hu(4 * number), **tags)
     write_slice(folder / "pet.dcm", thorax_hu(), SeriesInstanceUID="1.3", SOPInstanceUID="1.3.1", Modality="PT")
+    tags = {"SeriesInstanceUID": "1.2", "PatientID": "B", "InstanceNumber": 9}
+    write_slice(folder / "again.dcm", thorax_hu(), SOPInstanceUID="1.2.8", ImagePositionPatient=[0, 0, 2.5], **tags)
+    write_slice(folder / "nowhere.dcm", thorax_hu(), SOPInstanceUID="1.2.9", ImagePositionPatient=None, **tags)
+    write_slice(folder / "of no series.dcm", thorax_hu(), SeriesInstanceUID=None, SOPInstanceUID="1.5")
+    (folder / os.fsdecode(b"M\xfcller.dcm")).write_bytes(b"noise")
     return folder
 
 
@@ -51,8 +57,14 @@ def test_a_folder_of_ct_becomes_a_dataset(archive, tmp_path):
     assert {row["patient_id"] for row in rows} == {"../../outside", "B"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "dataset"]  # a patient's id is no path
     with open(tmp_path / "dataset" / "skipped.csv", newline="") as file:
-        (left_out,) = csv.DictReader(file)
-    assert left_out["reason"] == "modality 'PT' instead of CT"
+        left_out = {row["reason"] for row in csv.DictReader(file)}
+    assert left_out == {
+        "modality 'PT' instead of CT",
+        "another file of the series, of a lower instance number, lies at z = 2.5 mm",
+        "no position of the slice (ImagePositionPatient)",
+        "no SeriesInstanceUID",
+        "not a DICOM file",
+    }
 
 
 def test_own_maps_are_taken_and_their_nodules_listed(archive, tmp_path):
@@ -74,8 +86,9 @@ def test_own_maps_are_taken_and_their_nodules_listed(archive, tmp_path):
         (nodule,) = row["nodules"]
         assert nodule["box_yxyx"] == [100, 200, 110, 220] and nodule["centroid_yx"] == [104.5, 209.5]
         assert nodule["malignancy"] is None and nodule["malignancy_ratings"] == []
-        assert nodule["diameter_mm"] == pytest.approx(np.hypot(10, 20) * 0.7, rel=0.05)
+        assert nodule["diameter_mm"] == pytest.approx(2 * (200 / np.pi) ** 0.5 * 0.7)
     reasons = " ".join(row["reason"] for row in csv.DictReader(open(tmp_path / "dataset" / "skipped.csv", newline="")))
+    assert str(tmp_path) not in reasons and str(archive) not in reasons
     for reason in ("1.png has 64x64 pixels, the slice 512x512", "2.png: `semantic_map` contains the value 10", "1.2.1.png: ", "no semantic map in"):
         assert reason in reasons
 

@@ -170,6 +170,16 @@ def test_pixels_that_touch_by_a_corner_are_one_nodule():
     assert [n.area for n in find_nodules(np.eye(8, dtype=np.uint8) * 6)] == [8]
 
 
+def test_a_nodule_knows_its_own_pixels():
+    """Another nodule of the same label may lie inside its box."""
+    labels = np.zeros((16, 16), dtype=np.uint8)
+    labels[2:12, 2] = labels[11, 2:12] = 5
+    labels[4, 8] = 5
+    long, dot = find_nodules(labels)
+    assert (long.mask(labels.shape) | dot.mask(labels.shape)).sum() == (labels == 5).sum() == long.area + dot.area
+    assert [tuple(point) for point in np.argwhere(dot.mask(labels.shape))] == [(4, 8)] and not long.mask(labels.shape)[4, 8]
+
+
 def test_no_other_label_is_a_nodule():
     assert find_nodules(np.arange(5, dtype=np.uint8).repeat(4).reshape(4, 5)) == []
     with pytest.raises(ValueError, match="one map"):
@@ -382,7 +392,7 @@ def test_values_that_are_not_finite_are_refused(value):
         semantic_map_from_hu(hu)
 
 
-@pytest.mark.parametrize("spacing", [0, -0.7, float("nan")])
+@pytest.mark.parametrize("spacing", [0, -0.7, float("nan"), 0.001, 70])
 def test_a_pixel_spacing_that_is_not_positive_is_refused(spacing):
     with pytest.raises(ValueError, match="`pixel_spacing`"):
         semantic_map_from_hu(np.zeros((16, 16)), pixel_spacing=spacing)

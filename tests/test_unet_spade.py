@@ -112,3 +112,9 @@ def test_bad_arguments_are_named(inputs):
         tiny_unet()(inputs[0], 1)
     with pytest.raises(ValueError, match="15x16"):
         tiny_unet()(inputs[0][:, :, :15], 1, semantic_map=inputs[1])
+
+
+def test_other_numbers_of_labels():
+    unet = SpadeUNet2DModel(block_out_channels=(16, 32), attention_levels=(False, False), norm_num_groups=8, attention_head_dim=8, num_labels=10)
+    labels = torch.randint(0, 10, (1, 16, 16))
+    assert unet(torch.randn(1, 6, 16, 16), 3, semantic_map=labels).sample.shape == (1, 3, 16, 16)

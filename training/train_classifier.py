@@ -140,6 +140,8 @@ def main():
     )
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
+        raise SystemExit(f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it.")
     vae = AutoencoderKL.from_pretrained(args.pretrained_vae).requires_grad_(False).eval().to(accelerator.device)
     dataset = load_dataset(args.dataset_name)
     if not {"train", "validation"} <= dataset.keys():
@@ -231,7 +233,10 @@ def main():
         if not accelerator.is_main_process:
             continue
         if step % args.checkpointing_steps == 0:
-            accelerator.save_state(str(args.output_dir / f"checkpoint-{step}"))
+            part = args.output_dir / f"part-{step}"  # a checkpoint has its name when it is whole
+            shutil.rmtree(part, ignore_errors=True)
+            accelerator.save_state(str(part))
+            part.rename(args.output_dir / f"checkpoint-{step}")
             for old in sorted(args.output_dir.glob("checkpoint-*"), key=by_step)[: -args.checkpoints_total_limit]:
                 shutil.rmtree(old)
         if step % args.validation_steps == 0 and step < args.max_train_steps:

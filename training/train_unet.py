@@ -11,19 +11,22 @@ quarter of the steps takes those.
 """
 
 import argparse
+import hashlib
 import json
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from datasets import load_dataset
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import binary_dilation, label
 from tqdm.auto import tqdm
@@ -88,17 +91,30 @@ def pixels_of(image, semantic_map, blank_background):
     return pixels
 
 
+def source_of(vae, split, args):
+    """A hash of what the encoded rows depend on: autoencoder, flags, and the data, by its size and three of its rows."""
+    digest = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in vae.state_dict().values()))
+    few = split.select(sorted({0, len(split) // 2, len(split) - 1})).select_columns(["image", "semantic_map"])
+    digest.update(repr([args.seed, args.random_flip, args.blank_background, vae.config.scaling_factor, len(split)]).encode())
+    for row in few:
+        digest.update(row["image"].tobytes() + row["semantic_map"].tobytes())
+    return digest.hexdigest()
+
+
 @torch.no_grad()
 def encode_rows(split, vae, args, description):
-    """Latents of the image and of the map (both scaled), and the map at latent resolution, of every row; stacked by row size."""
+    """Latents of the image and of the map (both scaled), and the map at latent resolution, of every row; stacked, so of one size."""
     generator = np.random.default_rng(args.seed)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     rows = {"latents": [], "map_latents": [], "labels": []}
+    shape = split[0]["semantic_map"].size[::-1]
     for row, kind in zip(tqdm(split, desc=description, mininterval=5), row_kinds(split), strict=True):
         labels = np.asarray(row["semantic_map"])
         pixels = pixels_of(row["image"], labels, args.blank_background and kind != "nodule")
         if args.random_flip and generator.integers(2):
             pixels, labels = pixels[:, ::-1], labels[:, ::-1]
+        if labels.shape != shape:
+            raise ValueError(f"`--dataset_name` has slices of {shape} and of {labels.shape} pixels, but training needs one size.")
         both = torch.from_numpy(np.stack([pixels, labels * np.float32(2 / (NUM_LABELS - 1)) - 1]))[:, None]
         encoded = vae.encode(both.to(vae.device)).latent_dist.mode() * vae.config.scaling_factor
         rows["latents"].append(encoded[0].half().cpu())
@@ -155,6 +171,8 @@ def validation_loss(unet, pools, scheduler, args):
 
 def validation_picture(pipeline, maps, path):
     """Samples for `maps` beside the maps."""
+    if not maps:
+        return
     images = [np.concatenate([PALETTE[m], np.stack([np.asarray(image)] * 3, -1)]) for m, image in maps_and_samples(pipeline, maps)]
     Image.fromarray(np.concatenate(images, axis=1)).save(path)
 
@@ -173,9 +191,12 @@ def main():
         mixed_precision=args.mixed_precision,
         log_with=args.report_to,
         project_dir=args.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],  # the other processes wait while one encodes the rows
     )
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
+        raise SystemExit(f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it.")
     latents_dir = args.latents_dir or args.output_dir / "latents"
 
     vae = AutoencoderKL.from_pretrained(args.pretrained_vae).requires_grad_(False).eval().to(accelerator.device)
@@ -192,10 +213,15 @@ def main():
                 pools[split, name] = None
                 continue
             with accelerator.main_process_first():
-                if not file.exists():
+                source = source_of(vae, dataset[split], args)
+                if file.exists():
+                    with safe_open(file, "pt") as encoded:
+                        if (encoded.metadata() or {}).get("source") != source:
+                            raise SystemExit(f"{file} was encoded by another autoencoder, from other data or with other flags; remove it.")
+                else:
                     latents_dir.mkdir(parents=True, exist_ok=True)
                     encoded = encode_rows(dataset[split].select(np.flatnonzero(chosen)), vae, args, f"encode {split} {name}")
-                    save_file(encoded, f"{file}.part")
+                    save_file(encoded, f"{file}.part", {"source": source})
                     Path(f"{file}.part").rename(file)  # an interrupted run leaves no half file behind
                 pools[split, name] = load_file(file)
     whole = row_kinds(dataset["validation"]) != "nodule"
@@ -283,7 +309,10 @@ def main():
         if not accelerator.is_main_process:
             continue
         if step % args.checkpointing_steps == 0:
-            accelerator.save_state(str(args.output_dir / f"checkpoint-{step}"))
+            part = args.output_dir / f"part-{step}"  # a checkpoint has its name when it is whole
+            shutil.rmtree(part, ignore_errors=True)
+            accelerator.save_state(str(part))
+            part.rename(args.output_dir / f"checkpoint-{step}")
             for old in sorted(args.output_dir.glob("checkpoint-*"), key=by_step)[: -args.checkpoints_total_limit]:
                 shutil.rmtree(old)
         if step % args.validation_steps == 0 or step == args.max_train_steps:

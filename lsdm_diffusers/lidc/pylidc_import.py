@@ -44,8 +44,8 @@ def import_pylidc():
             del sys.modules["pkg_resources"]
             if before is not None:
                 sys.modules["pkg_resources"] = before
-        old_names = _NumPyWithOldNames("numpy")
-        for name, module in list(sys.modules.items()):
-            if name.startswith("pylidc.") and getattr(module, "np", None) is np:
-                module.np = old_names
+    old_names = _NumPyWithOldNames("numpy")
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pylidc.") and getattr(module, "np", None) is np:
+            module.np = old_names
     return sys.modules["pylidc"]

@@ -107,7 +107,7 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _repeated_blocks = ["SpadeResnetBlock2D"]
     _no_split_modules = ["SpadeResnetBlock2D"]
-    _skip_layerwise_casting_patterns = ["norm"]
+    _skip_layerwise_casting_patterns = ["norm.norm", "norm1.norm", "norm2.norm", "group_norm", "conv_norm_out"]
 
     @register_to_config
     def __init__(
@@ -216,7 +216,7 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
         if low < 0 or high >= self.config.num_labels:
             raise ValueError(f"`semantic_map` contains the value {low if low < 0 else high}, but labels are 0..{self.config.num_labels - 1}.")
         pyramid = [
-            max_pool_one_hot(semantic_map, (size[0] >> level, size[1] >> level)).to(self.dtype)
+            max_pool_one_hot(semantic_map, (size[0] >> level, size[1] >> level), self.config.num_labels).to(self.dtype)
             for level in range(len(self.config.block_out_channels))
         ]
         return tuple(block.modulation(pyramid[level]) for block, level in self._modulated_blocks())

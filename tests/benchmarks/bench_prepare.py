@@ -20,7 +20,7 @@ import numpy as np
 import pydicom
 
 from lsdm_diffusers.ct_dicom import index_dicom
-from lsdm_diffusers.lidc.prepare import lidc_job, lidc_row
+from lsdm_diffusers.lidc.prepare import lidc_job, lidc_row, nodules_of_scan
 from lsdm_diffusers.lidc.selection import plan_scans
 from lsdm_diffusers.preparation import StageClock, prepare_scan, worker_pool
 
@@ -45,6 +45,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
 
         def prepare():
+            nodules_of_scan.cache_clear()
             clock.update(prepare_scan(job, make_row, Path(folder))[1])
 
         prepare()

@@ -27,9 +27,7 @@ def dice(a, b):
 
 def nodule_regions(semantic_map, nodule):
     """Mask of the nodule, of the dilated nodule, and of the lung 4..10 pixels around it, free of other nodules."""
-    y0, x0, y1, x1 = nodule.box_yxyx
-    mask = np.zeros(semantic_map.shape, dtype=bool)
-    mask[y0:y1, x0:x1] = semantic_map[y0:y1, x0:x1] == nodule.label
+    mask = nodule.mask(semantic_map.shape)
     around = binary_dilation(mask, disk(10)) & ~binary_dilation(mask, disk(4)) & (semantic_map == SemanticLabel.LUNG)
     return mask, binary_dilation(mask, disk(6)), around
 
@@ -95,7 +93,7 @@ def main():
     guided = {"none": [], **{f"{kind} s={scale:g}": [] for scale in args.scales for kind in ("benign", "malignant")}}
     elsewhere = {name: [] for name in guided if name != "none"}
     strips = []
-    for labels, _, plain in pictures[: args.num_guided]:
+    for labels, _, plain in [picture for picture in pictures if find_nodules(picture[0])][: args.num_guided]:
         nodules = [(nodule, *nodule_regions(labels, nodule)[:2]) for nodule in find_nodules(labels)]
         far = distance_transform_edt(~np.any([mask for _, mask, _ in nodules], axis=0)) > 32
         runs = {"none": plain}
@@ -111,12 +109,13 @@ def main():
         order = [f"benign s={s:g}" for s in reversed(args.scales)] + ["none"] + [f"malignant s={s:g}" for s in args.scales]
         strips.append((labels[y : y + 64, x : x + 64], [(name, runs[name][y : y + 64, x : x + 64]) for name in order]))
 
+    measured = {name: values for name, values in measured.items() if values}
     summary = {name: {"mean": float(np.mean(values)), "worst": float(np.min(values)), "n": len(values)} for name, values in measured.items()}
     summary["guidance_mean_area_px"] = {name: float(np.mean(values)) for name, values in guided.items()}
     summary["guidance_change_beyond_32px_hu"] = {name: float(np.mean(values)) for name, values in elsewhere.items()}
     summary["guided_nodules"] = len(guided["none"])
     for kind in ("solid_nodule", "real_solid_nodule"):
-        summary[f"{kind}s_below_200_hu"] = int(np.sum(np.array(measured[f"{kind}_contrast_hu"]) < 200))
+        summary[f"{kind}s_below_200_hu"] = int(np.sum(np.array(measured.get(f"{kind}_contrast_hu", [])) < 200))
     (args.output_dir / "measured.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
 

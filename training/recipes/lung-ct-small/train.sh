@@ -8,7 +8,7 @@ here=$(dirname "$0") training=$(dirname "$0")/../..
 
 [ -f "$output/data/splits.json" ] || python "$here/prepare_dataset.py" --data_dir "$data_dir" --output_dir "$output/data"
 
-[ -f "$output/vae/config.json" ] || accelerate launch "$training/train_autoencoder.py" --dataset_name "$output/data" --output_dir "$output/vae" \
+[ -f "$output/vae/validation.json" ] || accelerate launch "$training/train_autoencoder.py" --dataset_name "$output/data" --output_dir "$output/vae" \
   --block_out_channels 24 48 96 --max_train_steps 1800 --checkpointing_steps 300 --validation_steps 600 --resume_from_checkpoint latest
 
 unet=(--dataset_name "$output/data" --pretrained_vae "$output/vae" --latents_dir "$output/latents" --random_flip --blank_background
