@@ -51,9 +51,6 @@ def parse_args():
     optimisation.add_argument("--train_batch_size", type=int, default=32, help="crops a process and backward pass")
     optimisation.add_argument("--max_train_steps", type=int, default=1500, help="optimiser steps")
     optimisation.add_argument("--learning_rate", type=float, default=5e-4, help="after warm-up")
-    optimisation.add_argument(
-        "--timestep_power", type=float, default=1.0, help="t is drawn as T·u^power, u uniform: 1 is uniform, 2 dwells where nodules can be seen"
-    )
     optimisation.add_argument("--lr_scheduler", default="cosine", help="a name that diffusers.optimization.get_scheduler knows")
     optimisation.add_argument("--lr_warmup_steps", type=int, default=50, help="optimiser steps")
     optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2, help="of AdamW")
@@ -211,8 +208,7 @@ def main():
         batch = latents[draw.integers(len(latents), size=len(chosen)), chosen]
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + data_step)
         noise = torch.randn(batch.shape, generator=generator).to(batch.device)
-        uniform = torch.rand(len(batch), generator=generator)
-        timesteps = (scheduler.config.num_train_timesteps * uniform**args.timestep_power).long().to(batch.device)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(batch),), generator=generator).to(batch.device)
         images = noisy_crops(batch, noise, timesteps, scheduler, vae)
         target = torch.from_numpy(targets[chosen]).to(batch.device)
         with accelerator.accumulate(classifier):

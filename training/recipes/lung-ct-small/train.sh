@@ -23,14 +23,11 @@ accelerate launch "$training/train_unet.py" "${unet[@]}" --output_dir "$output/u
   --crop_size 512 --train_batch_size 1 --max_train_steps "${SLICE_STEPS:-1500}" --learning_rate 4e-4 --lr_scheduler cosine --lr_warmup_steps 30 \
   --nodule_probability 0.1 --validation_steps 750
 
-# ratings are harder to see than malignancy, so their training dwells at low noise
-classifier=(--dataset_name "$output/data" --pretrained_vae "$output/vae" --train_batch_size 16 --augmentation_views 2 --checkpointing_steps 200
-  --resume_from_checkpoint latest)
-accelerate launch "$training/train_classifier.py" "${classifier[@]}" --feature malignancy --output_dir "$output/malignancy_classifier" \
-  --max_train_steps "${MALIGNANCY_STEPS:-450}"
-for feature in lobulation spiculation texture; do
-  accelerate launch "$training/train_classifier.py" "${classifier[@]}" --feature "$feature" --output_dir "$output/${feature}_classifier" \
-    --max_train_steps "${RATING_STEPS:-1100}" --timestep_power 2
+for feature in malignancy lobulation spiculation texture; do
+  steps=$([ $feature = malignancy ] && echo "${MALIGNANCY_STEPS:-450}" || echo "${RATING_STEPS:-200}")
+  accelerate launch "$training/train_classifier.py" --dataset_name "$output/data" --pretrained_vae "$output/vae" --feature "$feature" \
+    --output_dir "$output/${feature}_classifier" --max_train_steps "$steps" --train_batch_size 16 --augmentation_views 2 \
+    --checkpointing_steps 100 --resume_from_checkpoint latest
 done
 
 python "$here/assemble.py" --training_dir "$output" --output_dir "$output/lung-ct-small"
