@@ -49,8 +49,8 @@ class DicomError(ValueError):
 
 
 def reason_of(error: Exception) -> str:
-    """What is told of an unexpected error: no more than a line, and no absolute path, as reasons are published with the data."""
-    told = error.strerror or "" if isinstance(error, OSError) else re.sub(r"""['"]?(/[^\s'"]+)+['"]?""", "...", str(error))
+    """What is told of an unexpected error, in a line without absolute paths and addresses: reasons are published, and the same each time."""
+    told = error.strerror or "" if isinstance(error, OSError) else re.sub(r"""<[^<>]*>|['"]?(/[^\s'"]+)+['"]?""", "...", str(error))
     return f"{type(error).__name__}: {' '.join(told.split())[:200]}"
 
 

@@ -98,6 +98,8 @@ def own_semantic_map(path: Path | None, shape: tuple[int, int]) -> np.ndarray:
         raise DicomError("no semantic map in --semantic_map_dir")
     try:
         semantic_map = read_semantic_map(path)
+    except ValueError as error:
+        raise DicomError(f"semantic map {path.name}: {error}") from error
     except Exception as error:  # a broken PNG can raise nearly anything
         raise DicomError(f"semantic map {path.name}: {reason_of(error)}") from error
     if semantic_map.shape != shape:
