@@ -105,7 +105,7 @@ def main(arguments=None) -> None:
         pipe = LSDMGuidedPipeline.from_pretrained(checkpoint).to(args.device)
         for name, component in pipe.components.items():
             if name.endswith("_classifier") and component is not None or name == "vae":
-                component.to(memory_format=torch.channels_last)  # a quarter off each guidance evaluation on a CPU
+                component.to(memory_format=torch.channels_last)  # makes guidance faster on a CPU
         if scheduler_class:
             pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
         result = pipe(

@@ -86,7 +86,7 @@ def nodule_mask(nodule: torch.Tensor, latent_size: tuple[int, int], dilation: in
 
 @contextmanager
 def frozen(*modules: torch.nn.Module):
-    """Meanwhile no parameter of the modules asks for gradients: guidance wants those of the latents alone, and a tenth faster."""
+    """Meanwhile no parameter of the modules asks for gradients: guidance wants those of the latents alone, and is faster so."""
     parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     try:
         for parameter in parameters:
