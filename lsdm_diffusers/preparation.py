@@ -4,6 +4,7 @@ A scan is finished when its record `scans/<name>.json` is there; the record is w
 both appear whole or not at all. What is made of a scan depends on that scan and the settings alone.
 """
 
+import argparse
 import csv
 import hashlib
 import io
@@ -150,6 +151,16 @@ def _end_with_parent():
 def worker_pool(num_proc: int) -> ProcessPoolExecutor:
     """Spawned, not forked: pylidc's database connection and the libraries' threads do not survive a fork."""
     return ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """The checks of what every preparing script takes."""
+    if not 0 < args.slice_fraction <= 1:
+        parser.error(f"--slice_fraction is {args.slice_fraction}, but a share above 0 and up to 1 is needed")
+    if min(args.validation_fraction, args.test_fraction) < 0 or args.validation_fraction + args.test_fraction >= 1:
+        parser.error(f"--validation_fraction is {args.validation_fraction} and --test_fraction {args.test_fraction}, but their sum must be below 1")
+    if args.num_proc < 1:
+        parser.error(f"--num_proc is {args.num_proc}, but 1 or more are needed")
 
 
 def begin_dataset(output_dir: Path, settings: dict) -> None:

@@ -28,7 +28,7 @@ from lsdm_diffusers.dataset_card import write_dataset_card
 from lsdm_diffusers.dataset_report import draw_report
 from lsdm_diffusers.lidc.annotations import RATINGS
 from lsdm_diffusers.lidc.selection import choose_slices, split_of_patient
-from lsdm_diffusers.preparation import ScanJob, begin_dataset, prepare_scans, signature_of, worker_pool
+from lsdm_diffusers.preparation import ScanJob, begin_dataset, check_arguments, prepare_scans, signature_of, worker_pool
 from lsdm_diffusers.semantic_map import find_nodules, read_semantic_map, semantic_map_from_hu
 
 SETTINGS = ("max_slice_thickness", "slice_fraction", "validation_fraction", "test_fraction", "seed", "bit_depth")
@@ -55,12 +55,7 @@ def parse_args():
         folder = getattr(args, name)
         if folder is not None and not folder.is_dir():
             parser.error(f"--{name} is {folder}, but that is no folder")
-    if not 0 < args.slice_fraction <= 1:
-        parser.error(f"--slice_fraction is {args.slice_fraction}, but a share above 0 and up to 1 is needed")
-    if min(args.validation_fraction, args.test_fraction) < 0 or args.validation_fraction + args.test_fraction >= 1:
-        parser.error(f"--validation_fraction is {args.validation_fraction} and --test_fraction {args.test_fraction}, but their sum must be below 1")
-    if args.num_proc < 1:
-        parser.error(f"--num_proc is {args.num_proc}, but 1 or more are needed")
+    check_arguments(parser, args)
     return args
 
 

@@ -23,7 +23,7 @@ from lsdm_diffusers.dataset_card import write_dataset_card
 from lsdm_diffusers.dataset_report import draw_report
 from lsdm_diffusers.lidc.prepare import lidc_job, lidc_row, scan_name
 from lsdm_diffusers.lidc.selection import SPLITS, plan_scans
-from lsdm_diffusers.preparation import begin_dataset, prepare_scans, worker_pool
+from lsdm_diffusers.preparation import begin_dataset, check_arguments, prepare_scans, worker_pool
 
 SETTINGS = ("max_slice_thickness", "slice_fraction", "validation_fraction", "test_fraction", "seed", "consensus", "bit_depth", "patients")
 
@@ -56,14 +56,9 @@ def parse_args():
         parser.error(f"--dicom_dir is {args.dicom_dir}, but that is no folder")
     if args.push_to_hub and not args.repo_id:
         parser.error("--push_to_hub needs --repo_id")
-    if not 0 < args.slice_fraction <= 1:
-        parser.error(f"--slice_fraction is {args.slice_fraction}, but a share above 0 and up to 1 is needed")
     if not 0 < args.consensus <= 1:
         parser.error(f"--consensus is {args.consensus}, but a share above 0 and up to 1 is needed")
-    if min(args.validation_fraction, args.test_fraction) < 0 or args.validation_fraction + args.test_fraction >= 1:
-        parser.error(f"--validation_fraction is {args.validation_fraction} and --test_fraction {args.test_fraction}, but their sum must be below 1")
-    if args.num_proc < 1:
-        parser.error(f"--num_proc is {args.num_proc}, but 1 or more are needed")
+    check_arguments(parser, args)
     return args
 
 
