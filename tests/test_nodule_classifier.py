@@ -131,3 +131,17 @@ def test_default_is_small_and_takes_every_feature():
     for feature in NODULE_FEATURES:
         assert NoduleClassifier(feature, "regression").config.feature == feature
     assert sum(parameter.numel() for parameter in NoduleClassifier().parameters()) <= 1.1e6
+
+
+def test_hu_thresholds_tell_ground_glass_from_solid(tmp_path):
+    """The steps are -1 below, +1 above and 0 at their HU; they are saved with the configuration."""
+    classifier = NoduleClassifier(feature="texture", objective="regression", hu_thresholds=(-500, 0))
+    seen = []
+    classifier.conv_in.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    hu = torch.tensor([-500.0, -900.0, 0.0, 700.0])
+    image = ((hu + 1024) / 912 - 1)[:, None, None, None].expand(-1, 1, 64, 64)
+    classifier.eval()(image, 10)
+    steps = seen[0][:, 1:, 0, 0]
+    torch.testing.assert_close(steps, torch.tensor([[0, -1], [-1, -1], [1, 0], [1, 1]], dtype=torch.float32), atol=2e-3, rtol=0)
+    classifier.save_pretrained(tmp_path)
+    torch.testing.assert_close(NoduleClassifier.from_pretrained(tmp_path).eval()(image, 10), classifier(image, 10))

@@ -1,14 +1,18 @@
 """Each training stage through its command line: train, be cut off, resume, and end with the very weights of an uninterrupted run."""
 
+import importlib.util
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
+from diffusers import AutoencoderKL, DDPMScheduler
 from PIL import Image as PILImage
 from safetensors.torch import load_file
 
@@ -101,7 +105,7 @@ def prepared(request, tmp_path_factory):
 
 def test_every_stage_trains_on_a_prepared_dataset(tmp_path, prepared):
     steps = ("--max_train_steps", 1, "--train_batch_size", 2, "--dataset_name", prepared)
-    sizes = ("--block_out_channels", 8, 8, 16, "--norm_num_groups", 4, "--crop_size", 32)
+    sizes = ("--block_out_channels", 8, 8, 16, "--norm_num_groups", 4, "--crop_size", 32, "--perceptual", "none")
     train("train_autoencoder.py", tmp_path, *steps, *sizes, "--output_dir", tmp_path / "vae")
     train("train_classifier.py", tmp_path, *steps, "--pretrained_vae", tmp_path / "vae", "--feature", "texture", "--output_dir", tmp_path / "texture")
     assert NoduleClassifier.from_pretrained(tmp_path / "texture").config.objective == "regression"
@@ -141,6 +145,7 @@ def train_and_resume(tmp_path, script, common, weights):
 
 def test_autoencoder(tmp_path, dataset):
     common = ["--dataset_name", dataset, "--block_out_channels", 8, 8, 16, "--norm_num_groups", 4, "--crop_size", 32, "--train_batch_size", 2]
+    common += ["--perceptual", "efficientnet", "--difference_weight", 1, "--disc_start", 2, "--disc_channels", 4]
     folder = train_and_resume(tmp_path, "train_autoencoder.py", common, "diffusion_pytorch_model.safetensors")
     assert (folder / "validation-4.png").is_file() and (folder / "validation.json").is_file()
     vae = tiny_pipeline().vae.from_pretrained(folder)
@@ -149,23 +154,97 @@ def test_autoencoder(tmp_path, dataset):
 
 def test_classifier(tmp_path, dataset, vae):
     common = ["--dataset_name", dataset, "--pretrained_vae", vae, "--feature", "malignancy", "--train_batch_size", 4]
-    common += ["--augmentation_views", 2]
+    common += ["--augmentation_views", 2, "--label_balance", 0.5, "--timestep_power", 2, "--hu_thresholds", -500, -100]
     folder = train_and_resume(tmp_path, "train_classifier.py", common, "diffusion_pytorch_model.safetensors")
-    assert NoduleClassifier.from_pretrained(folder).config.feature == "malignancy"
+    config = NoduleClassifier.from_pretrained(folder).config
+    assert config.feature == "malignancy" and config.hu_thresholds == [-500, -100]
+    assert json.loads((folder / "validation.json").read_text())["t20"].keys() == {"auc_ge3", "auc_ge4", "accuracy_ge3", "ece"}
 
 
 def test_unet(tmp_path, dataset, vae, semantic_map):
     common = ["--dataset_name", dataset, "--pretrained_vae", vae, "--block_out_channels", 16, 32, "--attention_levels", 0, 1]
     common += ["--layers_per_block", 1, "--norm_num_groups", 8, "--attention_head_dim", 8, "--spade_hidden_channels", 8, "--crop_size", 64]
-    common += ["--train_batch_size", 2, "--random_flip", "--blank_background", "--prediction_type", "v_prediction"]
+    common += [
+        "--snr_gamma",
+        5,
+        "--label_dropout",
+        0.3,
+        "--train_batch_size",
+        2,
+        "--random_flip",
+        "--blank_background",
+        "--prediction_type",
+        "v_prediction",
+    ]
     folder = train_and_resume(tmp_path, "train_unet.py", common, "pipeline/unet/diffusion_pytorch_model.safetensors")
     assert (folder / "validation-4.png").is_file() and (folder / "log.jsonl").read_text().count("\n") == 1
     pipe = LSDMGuidedPipeline.from_pretrained(folder / "pipeline")
     assert sample(pipe, semantic_map).shape == (1, 96, 128)
 
 
+@pytest.fixture(scope="module")
+def train_unet():
+    """The U-Net's script as a module."""
+    spec = importlib.util.spec_from_file_location("train_unet", TRAINING / "train_unet.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weights(train_unet, prediction_type):
+    """Of an error e in the prediction, x0 is off by e sigma/alpha (noise) or e sigma (v); min-SNR weights its square by min(SNR, gamma)."""
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0205, prediction_type=prediction_type)
+    batch = {"latents": torch.zeros(1, 3, 4, 4), "map_latents": torch.zeros(1, 3, 4, 4), "labels": torch.zeros(1, 4, 4, dtype=torch.long)}
+    noise = torch.zeros(1, 3, 4, 4)  # with latents 0: both targets are 0
+
+    def unet(sample, timesteps, semantic_map):
+        return SimpleNamespace(sample=torch.full_like(sample[:, :3], 2.0))
+
+    for t in (5, 300, 900):
+        alpha_bar = scheduler.alphas_cumprod[t].item()
+        snr = alpha_bar / (1 - alpha_bar)
+        error_of_x0 = 2.0 * ((1 - alpha_bar) / alpha_bar if prediction_type == "epsilon" else 1 - alpha_bar) ** 0.5
+        loss = train_unet.diffusion_loss(unet, batch, noise, torch.tensor([t]), scheduler, 1.0, snr_gamma=5.0)
+        assert loss.item() == pytest.approx(min(snr, 5.0) * error_of_x0**2, rel=1e-4)
+
+
+def test_label_dropout_drops_the_map_or_one_label(train_unet):
+    labels = torch.tensor([[0, 1, 4, 7]]).expand(2000, 4, 4).clone()
+    batch = {"labels": labels.clone(), "map_latents": torch.ones(2000, 3, 4, 4)}
+    train_unet.drop_labels(batch, 0.4, np.random.default_rng(0))
+    dropped = batch["map_latents"][:, 0] == 0
+    assert (batch["labels"][dropped] == SemanticLabel.BACKGROUND).all() and torch.equal(batch["labels"][~dropped], labels[~dropped])
+    columns = dropped[:, 0].sum(dim=1)  # each label is one column
+    whole, single = (columns == 4).float().mean().item(), (columns == 1).float().mean().item()
+    assert whole == pytest.approx(0.2, abs=0.03) and single == pytest.approx(0.2, abs=0.03) and set(columns.tolist()) == {0, 1, 4}
+
+
+def test_the_decoder_is_trained_alone(tmp_path, dataset, vae):
+    """Latents, and so what the U-Net has learnt, stay as they are."""
+    common = [
+        "--train_data_dir",
+        dataset,
+        "--max_train_samples",
+        11,
+        "--pretrained_vae",
+        vae,
+        "--freeze_encoder",
+        "--crop_size",
+        64,
+        "--perceptual",
+        "none",
+    ]
+    train("train_autoencoder.py", tmp_path, *common, "--train_batch_size", 1, "--max_train_steps", 2, "--output_dir", tmp_path / "vae")
+    before, after = AutoencoderKL.from_pretrained(vae), AutoencoderKL.from_pretrained(tmp_path / "vae")
+    assert after.config.scaling_factor == before.config.scaling_factor
+    same = {name: torch.equal(tensor, after.state_dict()[name]) for name, tensor in before.state_dict().items()}
+    assert all(same[name] for name in same if name.startswith(("encoder", "quant_conv")))
+    assert not any(same[name] for name in same if name.startswith("decoder") and name.endswith("conv.weight"))
+
+
 STAGES = {
-    "train_autoencoder.py": ("--block_out_channels", 8, 8, 16, "--norm_num_groups", 4, "--crop_size", 32),
+    "train_autoencoder.py": ("--block_out_channels", 8, 8, 16, "--norm_num_groups", 4, "--crop_size", 32, "--perceptual", "none"),
     "train_classifier.py": ("--feature", "malignancy", "--dropout", 0, "--augmentation_views", 1),
     "train_unet.py": (
         "--block_out_channels",

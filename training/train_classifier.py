@@ -4,7 +4,8 @@
         --feature malignancy --output_dir lung-ct-small/malignancy_classifier
 
 Crop around a rated nodule → E → noise at random t → D → classifier: malignancy in two classes by cross-entropy, the other ratings by
-squared error. The rounded ratings 1..5 are drawn with equal probability; the saved weights are the moving average.
+squared error. The rounded ratings 1..5 are drawn with equal probability (`--label_balance` draws them less evenly); the saved weights are
+the moving average.
 """
 
 import argparse
@@ -30,14 +31,23 @@ from lsdm_diffusers import NoduleClassifier
 from lsdm_diffusers.ct_dataset import nodule_crops
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES, OBJECTIVES
 
-VALIDATION_TIMESTEPS = (20, 200, 500, 800)
+VALIDATION_TIMESTEPS = (20, 50, 200, 500, 800)
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", required=True, help="dataset folder or Hub id, as prepare_lidc.py makes it")
+    where = data.add_mutually_exclusive_group(required=True)
+    where.add_argument("--dataset_name", help="dataset folder or Hub id, as prepare_lidc.py makes it")
+    where.add_argument("--train_data_dir", help="folder of such a dataset, if it is not given by --dataset_name")
+    data.add_argument("--max_train_samples", type=int, default=None, help="train on this many rows, drawn by --seed, not on all")
     data.add_argument("--augmentation_views", type=int, default=8, choices=range(1, 9), help="flips and turns of each crop that are encoded, 1..8")
+    data.add_argument(
+        "--label_balance",
+        type=float,
+        default=1.0,
+        help="a rounded rating that n crops have is drawn with probability ~ n^(1 - this): 1 draws all alike, 0 as the data have them",
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--pretrained_vae", type=Path, required=True, help="folder of the trained autoencoder")
     model.add_argument("--feature", choices=NODULE_FEATURES, required=True)
@@ -47,6 +57,8 @@ def parse_args():
     model.add_argument("--attention_head_dim", type=int, default=24, help="a divisor of the last width")
     model.add_argument("--dropout", type=float, default=0.1, help="in the ResNet blocks")
     model.add_argument("--num_train_timesteps", type=int, default=1000, help="of the noise schedule, which is that of the U-Net")
+    model.add_argument("--hu_thresholds", type=float, nargs="*", default=[], help="smooth steps of the crop at these HU as further input")
+    model.add_argument("--timestep_power", type=float, default=1.0, help="t is T u^this, u uniform: 1 draws all noise levels alike, 2 more low ones")
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--train_batch_size", type=int, default=32, help="crops a process and backward pass")
     optimisation.add_argument("--max_train_steps", type=int, default=1500, help="optimiser steps")
@@ -101,6 +113,13 @@ def noisy_crops(latents, noise, timesteps, scheduler, vae):
         return vae.decode(scheduler.add_noise(latents, noise, timesteps) / vae.config.scaling_factor).sample
 
 
+def calibration_error(predicted, observed, low, high, bins=10):
+    """Expected calibration error: |mean predicted - mean observed| of each of the equal bins of `predicted`, weighted by their counts."""
+    bin_of = np.clip(((predicted - low) / (high - low) * bins).astype(int), 0, bins - 1)
+    counts, differences = np.bincount(bin_of, minlength=bins), np.bincount(bin_of, predicted - observed, minlength=bins)
+    return float(np.abs(differences).sum() / counts.sum())
+
+
 @torch.no_grad()
 def validate(classifier, latents, ratings, scheduler, vae, seed):
     """Figures at each noise level of `VALIDATION_TIMESTEPS`, at fixed noise; NaN where the split has one label only."""
@@ -122,11 +141,13 @@ def validate(classifier, latents, ratings, scheduler, vae, seed):
                 "auc_ge3": auc(malignant, probability),
                 "auc_ge4": auc(malignant[clear], probability[clear]),
                 "accuracy_ge3": float(((probability > 0.5) == malignant).mean()),
+                "ece": calibration_error(probability, malignant, 0, 1),
             }
         else:
             predicted = output.numpy()
             spearman = float(spearmanr(predicted, ratings)[0]) if np.ptp(ratings) and np.ptp(predicted) else math.nan
             figures[f"t{t}"] = {"spearman": spearman, "mae": float(np.abs(predicted - ratings).mean())}
+            figures[f"t{t}"]["ece"] = calibration_error(predicted, ratings, 1, 5)
     return figures
 
 
@@ -144,24 +165,33 @@ def main():
         raise SystemExit(f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it.")
     vae = AutoencoderKL.from_pretrained(args.pretrained_vae).requires_grad_(False).eval()
     vae.to(accelerator.device, memory_format=torch.channels_last)  # decodes faster on a CPU
-    dataset = load_dataset(args.dataset_name)
+    dataset_source = args.dataset_name or args.train_data_dir
+    dataset = load_dataset(dataset_source)
     if not {"train", "validation"} <= dataset.keys():
-        raise SystemExit(f"--dataset_name {args.dataset_name} has the splits {sorted(dataset)}, but train and validation are needed.")
+        raise SystemExit(f"The dataset {dataset_source} has the splits {sorted(dataset)}, but train and validation are needed.")
+    if args.max_train_samples is not None:
+        if args.max_train_samples < 1:
+            raise SystemExit(f"--max_train_samples is {args.max_train_samples}, but at least 1 is needed.")
+        drawn = np.random.default_rng(args.seed).permutation(len(dataset["train"]))[: args.max_train_samples]
+        dataset["train"] = dataset["train"].select(np.sort(drawn))
     latents, ratings = encode_crops(dataset["train"], vae, args.feature, args.augmentation_views)
     validation_latents, validation_ratings = encode_crops(dataset["validation"], vae, args.feature, 1)
 
     objective = args.objective or ("classification" if args.feature == "malignancy" else "regression")
     labels = rounded(ratings)
     targets = (labels >= 3).astype(np.int64) if objective == "classification" else ratings.astype(np.float32)
-    by_label = [np.flatnonzero(labels == value) for value in np.unique(labels)]
+    _, label_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    chance = (counts**-args.label_balance)[label_of]
+    chance /= chance.sum()
 
     classifier = NoduleClassifier(
-        args.feature,
-        objective,
+        feature=args.feature,
+        objective=objective,
         block_out_channels=args.block_out_channels,
         norm_num_groups=args.norm_num_groups,
         attention_head_dim=args.attention_head_dim,
         dropout=args.dropout,
+        hu_thresholds=args.hu_thresholds,
     )
     classifier.train()
     scheduler = DDPMScheduler(args.num_train_timesteps, beta_start=0.0015, beta_end=0.0205, beta_schedule="scaled_linear", clip_sample=False)
@@ -195,6 +225,8 @@ def main():
         ema.restore(model.parameters())
         model.train()
         accelerator.log({f"{t}/{name}": value for t, of_t in figures.items() for name, value in of_t.items()}, step=step)
+        with open(args.output_dir / "log.jsonl", "a") as log:
+            print(json.dumps({"step": step, "seconds": round(progress.format_dict["elapsed"]), **figures}), file=log)
         tqdm.write(f"step {step}: {figures}")
         return figures
 
@@ -204,11 +236,12 @@ def main():
         # drawn from the step's own random generator, so that a resumed run sees the same data
         data_step = micro_step * accelerator.num_processes + accelerator.process_index
         draw = np.random.default_rng((args.seed, data_step))
-        chosen = np.array([draw.choice(by_label[draw.integers(len(by_label))]) for _ in range(args.train_batch_size)])
+        chosen = draw.choice(len(chance), size=args.train_batch_size, p=chance)
         batch = latents[draw.integers(len(latents), size=len(chosen)), chosen]
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + data_step)
         noise = torch.randn(batch.shape, generator=generator).to(batch.device)
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(batch),), generator=generator).to(batch.device)
+        timesteps = torch.rand(len(batch), generator=generator) ** args.timestep_power * scheduler.config.num_train_timesteps
+        timesteps = timesteps.long().to(batch.device)
         images = noisy_crops(batch, noise, timesteps, scheduler, vae)
         target = torch.from_numpy(targets[chosen]).to(batch.device)
         with accelerator.accumulate(classifier):

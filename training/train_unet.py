@@ -24,7 +24,7 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 from datasets import load_dataset
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
+from diffusers.training_utils import EMAModel, compute_snr
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -39,7 +39,10 @@ from lsdm_diffusers.semantic_map import NUM_LABELS, PALETTE, SemanticLabel
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", required=True, help="dataset folder or Hub id, as prepare_lidc.py or prepare_ct.py make it")
+    where = data.add_mutually_exclusive_group(required=True)
+    where.add_argument("--dataset_name", help="dataset folder or Hub id, as prepare_lidc.py or prepare_ct.py make it")
+    where.add_argument("--train_data_dir", help="folder of such a dataset, if it is not given by --dataset_name")
+    data.add_argument("--max_train_samples", type=int, default=None, help="train on this many rows, drawn by --seed, not on all")
     data.add_argument("--crop_size", type=int, default=512, help="edge of the random crops of slices, pixels; 512 is whole slices")
     data.add_argument("--random_flip", action="store_true", help="mirror half of the rows, left to right")
     data.add_argument("--blank_background", action="store_true", help="set table and clothes, which no label tells, to -1024 HU")
@@ -63,6 +66,13 @@ def parse_args():
     optimisation.add_argument("--lr_warmup_steps", type=int, default=100)
     optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2)
     optimisation.add_argument("--nodule_weight", type=float, default=1.0, help="loss weight of nodule latents against all others")
+    optimisation.add_argument("--snr_gamma", type=float, default=None, help="min-SNR weighting of the loss (Hang et al. 2023); 5 is usual")
+    optimisation.add_argument(
+        "--label_dropout",
+        type=float,
+        default=0.0,
+        help="share of samples whose map is dropped: half of them whole, half of them one label, which becomes background",
+    )
     optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step")
     optimisation.add_argument("--gradient_checkpointing", action="store_true")
     optimisation.add_argument("--max_grad_norm", type=float, default=1.0)
@@ -144,13 +154,26 @@ def training_batch(slices, nodules, step, args, factor):
     return {name: torch.stack(values).float() if name != "labels" else torch.stack(values).long() for name, values in batch.items()}
 
 
-def diffusion_loss(unet, batch, noise, timesteps, scheduler, nodule_weight):
+def drop_labels(batch, share, generator):
+    """Drop the map of `share` of the samples, half of them whole, half of them one of its labels: background in SPADE, 0 in E(m)."""
+    for labels, map_latents in zip(batch["labels"], batch["map_latents"], strict=True):
+        if generator.random() < share:
+            whole = generator.random() < 0.5
+            gone = torch.ones_like(labels, dtype=torch.bool) if whole else labels == generator.choice(labels.unique().numpy())
+            labels[gone] = SemanticLabel.BACKGROUND
+            map_latents[:, gone] = 0
+
+
+def diffusion_loss(unet, batch, noise, timesteps, scheduler, nodule_weight, snr_gamma=None):
     """Eq. 3.1, for the noise or for v. Weighting nodule latents leaves the optimum as it is: the map, a condition, sets the weight."""
     noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
     output = unet(torch.cat([noisy, batch["map_latents"]], dim=1), timesteps, semantic_map=batch["labels"]).sample
     v_prediction = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(batch["latents"], noise, timesteps) if v_prediction else noise
     weight = 1 + (nodule_weight - 1) * (batch["labels"] >= SemanticLabel.NODULE_BENIGN)[:, None].float()
+    if snr_gamma is not None:  # min(SNR, gamma), the weight of x0, in terms of the noise or of v
+        snr = compute_snr(scheduler, timesteps)
+        weight = weight * (snr.clamp(max=snr_gamma) / (snr + 1 if v_prediction else snr))[:, None, None, None]
     return (weight * (output.float() - target) ** 2).mean()
 
 
@@ -193,6 +216,10 @@ def main():
         project_dir=args.output_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],  # the other processes wait while one encodes the rows
     )
+    if not 0 <= args.label_dropout <= 1:
+        raise SystemExit(f"--label_dropout is {args.label_dropout}, but 0..1 is needed.")
+    if args.snr_gamma is not None and args.snr_gamma <= 0:
+        raise SystemExit(f"--snr_gamma is {args.snr_gamma}, but a number above 0 is needed.")
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
@@ -201,9 +228,15 @@ def main():
 
     vae = AutoencoderKL.from_pretrained(args.pretrained_vae).requires_grad_(False).eval().to(accelerator.device)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    dataset = load_dataset(args.dataset_name)
+    dataset_source = args.dataset_name or args.train_data_dir
+    dataset = load_dataset(dataset_source)
     if not {"train", "validation"} <= dataset.keys():
-        raise SystemExit(f"--dataset_name {args.dataset_name} has the splits {sorted(dataset)}, but train and validation are needed.")
+        raise SystemExit(f"The dataset {dataset_source} has the splits {sorted(dataset)}, but train and validation are needed.")
+    if args.max_train_samples is not None:
+        if args.max_train_samples < 1:
+            raise SystemExit(f"--max_train_samples is {args.max_train_samples}, but at least 1 is needed.")
+        drawn = np.random.default_rng(args.seed).permutation(len(dataset["train"]))[: args.max_train_samples]
+        dataset["train"] = dataset["train"].select(np.sort(drawn))
     pools = {}
     for split in ("train", "validation"):
         kinds = row_kinds(dataset[split])
@@ -283,12 +316,14 @@ def main():
     while step < args.max_train_steps:
         data_step = micro_step * accelerator.num_processes + accelerator.process_index
         batch = training_batch(pools["train", "slices"], pools["train", "nodules"], data_step, args, factor)
+        if args.label_dropout:
+            drop_labels(batch, args.label_dropout, np.random.default_rng((args.seed, data_step, 1)))
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + data_step)
         noise = torch.randn(batch["latents"].shape, generator=generator).to(accelerator.device)
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator).to(accelerator.device)
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         with accelerator.accumulate(unet):
-            loss = diffusion_loss(unet, batch, noise, timesteps, scheduler, args.nodule_weight)
+            loss = diffusion_loss(unet, batch, noise, timesteps, scheduler, args.nodule_weight, args.snr_gamma)
             if not torch.isfinite(loss):
                 raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
             accelerator.backward(loss)

@@ -8,8 +8,16 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d_blocks import DownBlock2D, UNetMidBlock2D
 from torch import nn
 
+from ..semantic_map import HU_MAX, HU_MIN
+
 NODULE_FEATURES = ("malignancy", "lobulation", "spiculation", "texture")
 OBJECTIVES = ("classification", "regression")
+STEP_WIDTH = 2 * 60 / (HU_MAX - HU_MIN)  # 60 HU, in the models' units
+
+
+def scaled_hu(hu):
+    """[-1024, 800] HU as models see it, [-1, 1]."""
+    return (hu - HU_MIN) * (2 / (HU_MAX - HU_MIN)) - 1
 
 
 class NoduleClassifier(ModelMixin, ConfigMixin):
@@ -29,6 +37,8 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
         norm_num_groups: groups of the group norms.
         attention_head_dim: channels of a head of the middle block's self-attention.
         dropout: dropout probability inside the ResNet blocks, 0 <= dropout < 1.
+        hu_thresholds: Hounsfield units; besides the image the network sees, for each of these, a smooth step (60 HU wide) from below
+            to above it. Group norms forget how dense a thing is; the steps tell ground glass from solid.
 
     Raises:
         ValueError: for an unknown `feature` or `objective`, or widths that groups and heads do not divide.
@@ -54,6 +64,7 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
         norm_num_groups: int = 12,
         attention_head_dim: int = 24,
         dropout: float = 0.0,
+        hu_thresholds: tuple[float, ...] = (),
     ):
         super().__init__()
         if feature not in NODULE_FEATURES:
@@ -75,7 +86,9 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
         time_channels = 4 * block_out_channels[0]
         self.time_proj = Timesteps(block_out_channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(block_out_channels[0], time_channels)
-        self.conv_in = nn.Conv2d(in_channels, block_out_channels[0], 3, padding=1)
+        thresholds = torch.tensor(hu_thresholds, dtype=torch.float32)
+        self.register_buffer("steps_at", scaled_hu(thresholds)[None, :, None, None], persistent=False)
+        self.conv_in = nn.Conv2d(in_channels * (1 + len(hu_thresholds)), block_out_channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
         channels = block_out_channels[0]
         for level, width in enumerate(block_out_channels):
@@ -115,7 +128,8 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
             timestep = torch.tensor([timestep], device=sample.device)
         timestep = timestep.reshape(-1).to(sample.device).expand(len(sample))
         embedding = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
-        hidden_states = self.conv_in(sample)
+        steps = [torch.tanh((channel - self.steps_at) / STEP_WIDTH) for channel in sample.split(1, dim=1)]
+        hidden_states = self.conv_in(torch.cat([sample, *steps], dim=1))
         for block in self.down_blocks:
             hidden_states, _ = block(hidden_states, embedding)
         hidden_states = self.mid_block(hidden_states, embedding)
