@@ -244,6 +244,17 @@ def test_the_decoder_is_trained_alone(tmp_path, dataset, vae):
     assert not any(same[name] for name in same if name.startswith("decoder") and name.endswith("conv.weight"))
 
 
+def test_latents_encoded_as_drawn_train_the_same_weights(tmp_path, dataset, vae):
+    common = ["--dataset_name", dataset, "--pretrained_vae", vae, "--block_out_channels", 16, 32, "--attention_levels", 0, 0, "--norm_num_groups", 8]
+    common += ["--attention_head_dim", 8, "--crop_size", 64, "--train_batch_size", 2, "--max_train_steps", 2, "--random_flip"]
+    train("train_unet.py", tmp_path, *common, "--output_dir", tmp_path / "cached")
+    train("train_unet.py", tmp_path, *common, "--output_dir", tmp_path / "live", "--no-cache_latents")
+    assert (tmp_path / "cached" / "latents" / "train-slices.safetensors").exists()
+    assert not (tmp_path / "live" / "latents" / "train-slices.safetensors").exists()
+    name = "pipeline/unet/diffusion_pytorch_model.safetensors"
+    assert_same_weights(tmp_path / "cached" / name, tmp_path / "live" / name)
+
+
 def test_a_run_is_pushed_to_the_hub(tmp_path, dataset, vae):
     """Weights and a card filled from the run, no checkpoints, no paths of this machine."""
     common = ["--dataset_name", dataset, "--pretrained_vae", vae, "--block_out_channels", 16, 32, "--attention_levels", 0, 0, "--norm_num_groups", 8]

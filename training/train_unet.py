@@ -4,9 +4,9 @@
         --output_dir lung-ct-small/unet --block_out_channels 32 64 128 192 --attention_levels 0 0 0 1 --layers_per_block 1 \
         --norm_num_groups 16 --attention_head_dim 16 --spade_hidden_channels 24 --prediction_type v_prediction
 
-Every row is encoded once (`--random_flip`: half of them mirrored) and kept in `<output_dir>/latents`; training draws crops of those
-latents, so that what it sees is what whole-slice sampling sees. Where a recipe's dataset has crops around nodules (`kind` nodule), a
-quarter of the steps takes those.
+Every row is encoded once (`--random_flip`: half of them mirrored) and kept in `<output_dir>/latents`, unless `--no-cache_latents`; training
+draws crops of those latents, so that what it sees is what whole-slice sampling sees. Where a recipe's dataset has crops around nodules
+(`kind` nodule), `--nodule_probability` of the steps takes those.
 `--spade_blocks none` trains the LDM baseline.
 """
 
@@ -36,6 +36,8 @@ from lsdm_diffusers.ct_dataset import row_kinds, scaled_pixels
 from lsdm_diffusers.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
 from lsdm_diffusers.semantic_map import NUM_LABELS, PALETTE, SemanticLabel
 
+NUM_VALIDATION_ROWS = 32  # of each kind, for the validation loss
+
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,6 +47,12 @@ def parse_args():
     where.add_argument("--train_data_dir", help="folder of such a dataset, if it is not given by --dataset_name")
     data.add_argument("--max_train_samples", type=int, default=None, help="train on this many rows, drawn by --seed, not on all")
     data.add_argument("--crop_size", type=int, default=512, help="edge of the random crops of slices, pixels; 512 is whole slices")
+    data.add_argument(
+        "--cache_latents",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="encode every row once, to disk, and keep the latents in memory (0.3 MB a slice of 512x512); off: encode rows as they are drawn",
+    )
     data.add_argument("--random_flip", action="store_true", help="mirror half of the rows, left to right")
     data.add_argument("--blank_background", action="store_true", help="set table and clothes, which no label tells, to -1024 HU")
     data.add_argument("--nodule_probability", type=float, default=0.25, help="share of the steps that take crops around nodules")
@@ -114,26 +122,45 @@ def source_of(vae, split, args):
 
 
 @torch.no_grad()
-def encode_rows(split, vae, args, description):
-    """Latents of the image and of the map (both scaled), and the map at latent resolution, of every row; stacked, so of one size."""
-    generator = np.random.default_rng(args.seed)
+def encode_row(row, index, kind, vae, args):
+    """Latents of the image and of the map (both scaled), and the map at latent resolution; by --random_flip, every other row is mirrored."""
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    rows = {"latents": [], "map_latents": [], "labels": []}
-    shape = split[0]["semantic_map"].size[::-1]
-    for row, kind in zip(tqdm(split, desc=description, mininterval=5), row_kinds(split), strict=True):
-        labels = np.asarray(row["semantic_map"])
-        pixels = pixels_of(row["image"], labels, args.blank_background and kind != "nodule")
-        if args.random_flip and generator.integers(2):
-            pixels, labels = pixels[:, ::-1], labels[:, ::-1]
-        if labels.shape != shape:
-            raise ValueError(f"`--dataset_name` has slices of {shape} and of {labels.shape} pixels, but training needs one size.")
-        both = torch.from_numpy(np.stack([pixels, labels * np.float32(2 / (NUM_LABELS - 1)) - 1]))[:, None]
-        encoded = vae.encode(both.to(vae.device)).latent_dist.mode() * vae.config.scaling_factor
-        rows["latents"].append(encoded[0].half().cpu())
-        rows["map_latents"].append(encoded[1].half().cpu())
-        labels = torch.from_numpy(labels.copy()).float()[None, None]
-        rows["labels"].append(torch.nn.functional.max_pool2d(labels, factor)[0, 0].to(torch.uint8))
-    return {name: torch.stack(values) for name, values in rows.items()}
+    labels = np.asarray(row["semantic_map"])
+    pixels = pixels_of(row["image"], labels, args.blank_background and kind != "nodule")
+    if args.random_flip and np.random.default_rng((args.seed, index)).integers(2):
+        pixels, labels = pixels[:, ::-1], labels[:, ::-1]
+    both = torch.from_numpy(np.stack([pixels, labels * np.float32(2 / (NUM_LABELS - 1)) - 1]))[:, None]
+    encoded = (vae.encode(both.to(vae.device)).latent_dist.mode() * vae.config.scaling_factor).half().cpu()
+    small = torch.nn.functional.max_pool2d(torch.from_numpy(labels.copy()).float()[None, None], factor)[0, 0]
+    return {"latents": encoded[0], "map_latents": encoded[1], "labels": small.to(torch.uint8)}
+
+
+class EncodedRows:
+    """Rows of one size, encoded each time that one is asked for, or taken from `cached` once that is set."""
+
+    def __init__(self, split, vae, args):
+        self.split, self.vae, self.args, self.cached = split, vae, args, None
+        self.kinds = row_kinds(split)
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        width, height = split[0]["semantic_map"].size
+        self.shape = height // factor, width // factor
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, index):
+        if self.cached is not None:
+            return {name: tensor[index] for name, tensor in self.cached.items()}
+        row = encode_row(self.split[index], index, self.kinds[index], self.vae, self.args)
+        if row["labels"].shape != self.shape:
+            shapes = f"{self.shape} and of {tuple(row['labels'].shape)} latents"
+            raise ValueError(f"`--dataset_name` has slices of {shapes}, but training needs one size.")
+        return row
+
+    def encode(self, description):
+        """All rows, stacked."""
+        rows = [self[index] for index in tqdm(range(len(self)), desc=description, mininterval=5)]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def training_batch(slices, nodules, step, args, factor):
@@ -141,19 +168,25 @@ def training_batch(slices, nodules, step, args, factor):
     generator = np.random.default_rng((args.seed, step))
     from_nodules = nodules is not None and (slices is None or generator.random() < args.nodule_probability)
     pool = nodules if from_nodules else slices
-    height, width = pool["labels"].shape[1:]
+    height, width = pool.shape
     edge = min(args.crop_size // factor, height, width)
     count = args.train_batch_size * max(1, (args.crop_size // factor // edge) ** 2) if from_nodules else args.train_batch_size
-    batch = {name: [] for name in pool}
-    for index in generator.integers(len(pool["labels"]), size=count):
+    batch = []
+    for index in generator.integers(len(pool), size=count):
+        row = pool[int(index)]
         y, x = generator.integers(height - edge + 1), generator.integers(width - edge + 1)
-        inside = (pool["labels"][index] >= SemanticLabel.NODULE_BENIGN).nonzero()
+        inside = (row["labels"] >= SemanticLabel.NODULE_BENIGN).nonzero()
         if len(inside) and edge < height and generator.random() < 0.5:  # a crop with a nodule in it
             centre = inside[generator.integers(len(inside))].numpy() - generator.integers(edge // 4, edge - edge // 4, size=2)
             y, x = np.clip(centre, 0, (height - edge, width - edge))
-        for name, tensor in pool.items():
-            batch[name].append(tensor[index, ..., y : y + edge, x : x + edge])
-    return {name: torch.stack(values).float() if name != "labels" else torch.stack(values).long() for name, values in batch.items()}
+        batch.append({name: tensor[..., y : y + edge, x : x + edge] for name, tensor in row.items()})
+    return stacked(batch)
+
+
+def stacked(rows):
+    """A batch of encoded rows as the U-Net takes them."""
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return {name: tensor.long() if name == "labels" else tensor.float() for name, tensor in batch.items()}
 
 
 def drop_labels(batch, share, generator):
@@ -181,12 +214,12 @@ def diffusion_loss(unet, batch, noise, timesteps, scheduler, nodule_weight, snr_
 
 @torch.no_grad()
 def validation_loss(unet, pools, scheduler, args):
-    """Mean loss over validation rows at fixed noise and timesteps."""
+    """Mean loss over validation rows, four at a time, at fixed noise and timesteps."""
     losses = []
     for pool in pools:
         generator = torch.Generator().manual_seed(args.seed)
-        for index in range(0, min(len(pool["labels"]), 32), 4):
-            batch = {k: v[index : index + 4].float() if k != "labels" else v[index : index + 4].long() for k, v in pool.items()}
+        for index in range(0, len(pool), 4):
+            batch = stacked([pool[i] for i in range(index, min(index + 4, len(pool)))])
             noise = torch.randn(batch["latents"].shape, generator=generator)
             timesteps = torch.linspace(50, 950, len(noise)).long()
             batch = {k: v.to(unet.device) for k, v in batch.items()}
@@ -243,23 +276,23 @@ def main():
     pools = {}
     for split in ("train", "validation"):
         kinds = row_kinds(dataset[split])
-        for name, chosen in (("slices", kinds != "nodule"), ("nodules", kinds == "nodule")):
-            file = latents_dir / f"{split}-{name}.safetensors"
-            if not chosen.any():
-                pools[split, name] = None
+        for name, of_kind in (("slices", kinds != "nodule"), ("nodules", kinds == "nodule")):
+            chosen = np.flatnonzero(of_kind)[: None if split == "train" else NUM_VALIDATION_ROWS]
+            rows = pools[split, name] = EncodedRows(dataset[split].select(chosen), vae, args) if len(chosen) else None
+            if rows is None or split == "train" and not args.cache_latents:
                 continue
+            file = latents_dir / f"{split}-{name}.safetensors"
             with accelerator.main_process_first():
-                source = source_of(vae, dataset[split], args)
+                source = source_of(vae, rows.split, args)
                 if file.exists():
                     with safe_open(file, "pt") as encoded:
                         if (encoded.metadata() or {}).get("source") != source:
                             raise SystemExit(f"{file} was encoded by another autoencoder, from other data or with other flags; remove it.")
                 else:
                     latents_dir.mkdir(parents=True, exist_ok=True)
-                    encoded = encode_rows(dataset[split].select(np.flatnonzero(chosen)), vae, args, f"encode {split} {name}")
-                    save_file(encoded, f"{file}.part", {"source": source})
+                    save_file(rows.encode(f"encode {split} {name}"), f"{file}.part", {"source": source})
                     Path(f"{file}.part").rename(file)  # an interrupted run leaves no half file behind
-                pools[split, name] = load_file(file)
+                rows.cached = load_file(file)
     whole = row_kinds(dataset["validation"]) != "nodule"
     with_nodules = whole & [bool(nodules) for nodules in dataset["validation"]["nodules"]]
     whole = np.flatnonzero(with_nodules if with_nodules.any() else whole)

@@ -8,6 +8,7 @@ The nodules of the maps are rated LIDC-IDRI nodules of validation patients set i
 
 import argparse
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ import torch
 from datasets import load_dataset
 from matplotlib.figure import Figure
 from scipy.ndimage import binary_dilation, distance_transform_edt
+from scipy.stats import wasserstein_distance
 from skimage.morphology import disk
 
 from lsdm_diffusers import LSDMGuidedPipeline, find_nodules, semantic_map_from_hu, small_checkpoint
+from lsdm_diffusers.ct_dataset import nodule_crops
 from lsdm_diffusers.semantic_map import PALETTE, SemanticLabel
 
 
@@ -48,6 +51,7 @@ def main():
     parser.add_argument("--dataset_name", required=True)
     parser.add_argument("--pretrained_model_name_or_path", default=None, help="default: the shipped checkpoint")
     parser.add_argument("--num_slices", type=int, default=8, help="validation slices for reconstruction and obedience")
+    parser.add_argument("--num_crops", type=int, default=352, help="validation nodule crops for reconstruction")
     parser.add_argument("--num_guided", type=int, default=3, help="validation slices for guidance")
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--scales", type=float, nargs="+", default=[1, 4, 16])
@@ -64,9 +68,14 @@ def main():
         generator = torch.Generator().manual_seed(0)
         return pipe(semantic_map, features, args.num_inference_steps, scale, generator=generator, output_type="hu").images[0]
 
-    measured = {"psnr": [], "mae_hu": [], "dice_lung": [], "dice_body": [], "dice_bone": []}
+    measured = {"psnr": [], "nodule_psnr": [], "mae_hu": [], "dice_lung": [], "dice_body": [], "dice_bone": []}
     measured |= {f"{kind}_contrast_hu": [] for kind in ("nodule", "real_nodule", "solid_nodule", "real_solid_nodule")}
     pictures = []
+    for crop, _ in islice(nodule_crops(validation), args.num_crops):
+        with torch.no_grad():
+            pixels = torch.from_numpy(crop.copy())[None, None]
+            rebuilt = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+        measured["nodule_psnr"].append(10 * np.log10(4 / (rebuilt - pixels).pow(2).mean().item()))
     for row in rows:
         hu, labels = np.asarray(row["image"]).astype(int) - 1024, np.asarray(row["semantic_map"])
         with torch.no_grad():
@@ -111,6 +120,13 @@ def main():
 
     measured = {name: values for name, values in measured.items() if values}
     summary = {name: {"mean": float(np.mean(values)), "worst": float(np.min(values)), "n": len(values)} for name, values in measured.items()}
+    real, made = (np.concatenate([picture[i].ravel() for picture in pictures]) for i in (1, 2))
+    drawn = np.concatenate([picture[0].ravel() for picture in pictures])
+    summary["hu_wasserstein_over_spread"] = {
+        label.name.lower(): float(wasserstein_distance(real[drawn == label], made[drawn == label]) / real[drawn == label].std())
+        for label in SemanticLabel
+        if label != SemanticLabel.BACKGROUND and (drawn == label).any()
+    }
     summary["guidance_mean_area_px"] = {name: float(np.mean(values)) for name, values in guided.items()}
     summary["guidance_change_beyond_32px_hu"] = {name: float(np.mean(values)) for name, values in elsewhere.items()}
     summary["guided_nodules"] = len(guided["none"])
