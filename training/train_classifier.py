@@ -68,8 +68,12 @@ def parse_args():
     optimisation.add_argument("--lr_warmup_steps", type=int, default=50, help="optimiser steps")
     optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2, help="of AdamW")
     optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step")
+    optimisation.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
     optimisation.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
     optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="bf16 needs hardware for it")
+    optimisation.add_argument(
+        "--use_ema", action=argparse.BooleanOptionalAction, default=True, help="validate and save the moving average of the weights"
+    )
     optimisation.add_argument("--ema_max_decay", type=float, default=0.9999, help="limit of the ramp (1 + n) / (10 + n)")
     optimisation.add_argument("--seed", type=int, default=0, help="of weights, draws and noise")
     run = parser.add_argument_group("run")
@@ -197,10 +201,12 @@ def main():
         hu_thresholds=args.hu_thresholds,
     )
     classifier.train()
+    if args.gradient_checkpointing:
+        classifier.enable_gradient_checkpointing()
     scheduler = DDPMScheduler(args.num_train_timesteps, beta_start=0.0015, beta_end=0.0205, beta_schedule="scaled_linear", clip_sample=False)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
     schedule = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
-    ema = EMAModel(classifier.parameters(), decay=args.ema_max_decay)
+    ema = EMAModel(classifier.parameters(), decay=args.ema_max_decay if args.use_ema else 0)  # decay 0 follows the weights
     classifier, optimizer = accelerator.prepare(classifier, optimizer)
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema, schedule)

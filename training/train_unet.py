@@ -86,6 +86,9 @@ def parse_args():
     optimisation.add_argument("--gradient_checkpointing", action="store_true")
     optimisation.add_argument("--max_grad_norm", type=float, default=1.0)
     optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None)
+    optimisation.add_argument(
+        "--use_ema", action=argparse.BooleanOptionalAction, default=True, help="validate and save the moving average of the weights"
+    )
     optimisation.add_argument("--ema_max_decay", type=float, default=0.9999)
     optimisation.add_argument("--seed", type=int, default=0)
     run = parser.add_argument_group("run")
@@ -322,7 +325,7 @@ def main():
     )
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
     schedule = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
-    ema = EMAModel(unet.parameters(), decay=args.ema_max_decay)
+    ema = EMAModel(unet.parameters(), decay=args.ema_max_decay if args.use_ema else 0)  # decay 0 follows the weights
     unet, optimizer = accelerator.prepare(unet, optimizer)
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema, schedule)

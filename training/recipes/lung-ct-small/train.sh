@@ -11,7 +11,7 @@ here=$(dirname "$0") training=$(dirname "$0")/../..
 # crops, more of them, then large ones for the decoder alone: group norms see a whole slice otherwise than a crop
 vae=(--dataset_name "$output/data" --perceptual none --difference_weight 1 --resume_from_checkpoint latest)
 [ -f "$output/vae-first/validation.json" ] || accelerate launch "$training/train_autoencoder.py" "${vae[@]}" --output_dir "$output/vae-first" \
-  --block_out_channels 24 48 96 --max_train_steps 1800 --checkpointing_steps 300 --validation_steps 600
+  --block_out_channels 24 48 96 --norm_num_groups 12 --max_train_steps 1800 --checkpointing_steps 300 --validation_steps 600
 [ -f "$output/vae-crops/validation.json" ] || accelerate launch "$training/train_autoencoder.py" "${vae[@]}" --output_dir "$output/vae-crops" \
   --pretrained_vae "$output/vae-first" --max_train_steps 2500 --learning_rate 5e-4 --validation_steps 500
 [ -f "$output/vae/validation.json" ] || accelerate launch "$training/train_autoencoder.py" "${vae[@]}" --output_dir "$output/vae" \
