@@ -6,7 +6,7 @@ own coordinates. The thesis prints s·σ_t·log p added to the DDPM mean (eq. 3.
 uses σ_t where its own eq. 3.5 has Σ = σ_t², and under DDIM with η = 0 it vanishes.
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +97,7 @@ def frozen(*modules: torch.nn.Module):
             parameter.requires_grad_(True)
 
 
-def classifier_gradient(crops, timestep, decode, classifiers, targets, scales) -> torch.Tensor:
+def classifier_gradient(crops, timestep, decode, classifiers, targets, scales, keep_weights: bool = True) -> torch.Tensor:
     """Σ_i s_i ∇ log p_i(y_i | D(crop), t) with respect to latent crops (thesis, eq. 3.7, 3.8), one decode for all classifiers.
 
     Args:
@@ -107,6 +107,7 @@ def classifier_gradient(crops, timestep, decode, classifiers, targets, scales) -
         classifiers: {feature: classifier with `log_prob(image, timestep, target)`}.
         targets: {feature: (N,) tensor}; NaN where a nodule does not ask for the feature.
         scales: {feature: s}.
+        keep_weights: hold the weights that the forward saw until the backward: group offload moves them in between. Without it, faster.
 
     Raises:
         RuntimeError: under `torch.inference_mode`, which forbids gradients.
@@ -114,7 +115,7 @@ def classifier_gradient(crops, timestep, decode, classifiers, targets, scales) -
     if torch.is_inference_mode_enabled():
         raise RuntimeError("Guidance needs gradients, which `torch.inference_mode` forbids; use `torch.no_grad` or nothing around the call.")
     # group offload puts other memory into the parameters after each forward: keep the tensors that the forward saw
-    as_seen = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
+    as_seen = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor) if keep_weights else nullcontext()
     with torch.enable_grad(), as_seen:
         crops = crops.detach().requires_grad_(True)
         images = decode(crops)

@@ -270,8 +270,11 @@ class LSDMGuidedPipeline(DiffusionPipeline):
         def gradient(crops, features):
             asked = {feature: c for feature, c in self.classifiers.items() if feature in features}
             image_dtype = next(iter(self.classifiers.values())).dtype
-            with frozen(self.vae, *asked.values()):
-                g = classifier_gradient(crops, timestep, lambda z: self._decode_pixels(z).to(image_dtype), asked, nodules.targets, scales)
+            decoding = [module for name, module in self.vae.named_children() if name not in ("encoder", "quant_conv")]
+            hooked = any(hasattr(part, "_diffusers_hook") for module in (*decoding, *asked.values()) for part in module.modules())
+            with frozen(*decoding, *asked.values()):
+                decode = lambda z: self._decode_pixels(z).to(image_dtype)  # noqa: E731
+                g = classifier_gradient(crops, timestep, decode, asked, nodules.targets, scales, keep_weights=hooked)
             return g * nodules.mask
 
         wanted = {feature for feature, target in nodules.targets.items() if scales[feature] and not torch.isnan(target).all()}
