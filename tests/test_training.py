@@ -153,6 +153,14 @@ def test_autoencoder(tmp_path, dataset):
     assert vae.config.scaling_factor != 0.18215
 
 
+def test_slices_decoded_as_drawn_train_the_same_weights(tmp_path, dataset):
+    common = ["--dataset_name", dataset, "--block_out_channels", 8, 8, 16, "--norm_num_groups", 4, "--crop_size", 32, "--perceptual", "none"]
+    common += ["--train_batch_size", 2, "--max_train_steps", 2]
+    train("train_autoencoder.py", tmp_path, *common, "--output_dir", tmp_path / "kept")
+    train("train_autoencoder.py", tmp_path, *common, "--output_dir", tmp_path / "drawn", "--no-keep_in_memory")
+    assert_same_weights(*(tmp_path / name / "diffusion_pytorch_model.safetensors" for name in ("kept", "drawn")))
+
+
 def test_classifier(tmp_path, dataset, vae):
     common = ["--dataset_name", dataset, "--pretrained_vae", vae, "--feature", "malignancy", "--train_batch_size", 4]
     common += ["--augmentation_views", 2, "--label_balance", 0.5, "--timestep_power", 2, "--hu_thresholds", -500, -100]

@@ -42,7 +42,12 @@ def parse_args():
     where.add_argument("--train_data_dir", help="folder of such a dataset, if it is not given by --dataset_name")
     data.add_argument("--max_train_samples", type=int, default=None, help="train on this many rows, drawn by --seed, not on all")
     data.add_argument("--crop_size", type=int, default=96, help="edge of the random crops of slices, pixels")
-    data.add_argument("--dataloader_num_workers", type=int, default=0)
+    data.add_argument(
+        "--keep_in_memory",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="decode every slice once and keep it (1 MB a slice of 512x512); off: decode slices as they are drawn",
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--pretrained_vae", type=Path, default=None, help="go on from this autoencoder instead of a fresh one")
     model.add_argument("--freeze_encoder", action="store_true", help="train the decoder alone: latents stay as they are")
@@ -81,6 +86,19 @@ def parse_args():
     run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
     add_hub_arguments(parser)
     return parser.parse_args()
+
+
+class DecodedSlices:
+    """Slices of a split in [-1, 1], decoded each time that one is asked for."""
+
+    def __init__(self, split):
+        self.split = split
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, index):
+        return scaled_pixels(self.split[int(index)]["image"])
 
 
 def training_batch(slices, nodules, step, args):
@@ -146,8 +164,9 @@ def main():
             raise SystemExit(f"--max_train_samples is {args.max_train_samples}, but at least 1 is needed.")
         drawn = np.random.default_rng(args.seed).permutation(len(dataset["train"]))[: args.max_train_samples]
         dataset["train"] = dataset["train"].select(np.sort(drawn))
-    train = dataset["train"].select_columns("image")
-    slices = [scaled_pixels(train[int(i)]["image"]) for i in np.flatnonzero(row_kinds(dataset["train"]) == "slice")]
+    slices = DecodedSlices(dataset["train"].select(np.flatnonzero(row_kinds(dataset["train"]) == "slice")).select_columns("image"))
+    if args.keep_in_memory:
+        slices = [slices[index] for index in tqdm(range(len(slices)), desc="decode", disable=not accelerator.is_local_main_process)]
     nodules = [crop for crop, _ in nodule_crops(dataset["train"])]
     held_out = np.flatnonzero(row_kinds(dataset["validation"]) == "slice")
     chosen = held_out[np.linspace(0, len(held_out) - 1, min(args.num_validation_images, len(held_out))).astype(int)]
@@ -270,9 +289,9 @@ def main():
     if accelerator.is_main_process:
         ema.copy_to(model.parameters())
         if not args.freeze_encoder:
-            every = slices[:: max(1, len(slices) // 16)]
+            every = [torch.from_numpy(slices[index])[None, None] for index in range(0, len(slices), max(1, len(slices) // 16))]
             with torch.no_grad():
-                latents = [model.encode(torch.from_numpy(s)[None, None].to(accelerator.device)).latent_dist.mode() for s in every]
+                latents = [model.encode(pixels.to(accelerator.device)).latent_dist.mode() for pixels in every]
             model.register_to_config(scaling_factor=float(1 / torch.cat([z.flatten() for z in latents]).std()))
         model.save_pretrained(args.output_dir)
         figures = validate(model, validation_images, validation_nodules, args.output_dir, step)
