@@ -126,7 +126,7 @@ def source_of(vae, split, args):
 
 @torch.no_grad()
 def encode_row(row, index, kind, vae, args):
-    """Latents of the image and of the map (both scaled), and the map at latent resolution; by --random_flip, every other row is mirrored."""
+    """Latents of the image and of the map (both scaled), and the map at latent resolution; by --random_flip, half of the rows are mirrored."""
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     labels = np.asarray(row["semantic_map"])
     pixels = pixels_of(row["image"], labels, args.blank_background and kind != "nodule")
