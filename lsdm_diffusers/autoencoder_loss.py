@@ -78,8 +78,7 @@ class PatchDiscriminator(nn.Sequential):
         for factor, stride in ((2, 2), (4, 2), (8, 1)):
             width = channels * factor
             # instance norm: a batch norm would mix real and reconstructed images, and the processes' batches
-            layers += [nn.Conv2d(layers[-2].out_channels if factor == 2 else width // 2, width, 4, stride=stride, padding=1)]
-            layers += [nn.InstanceNorm2d(width, affine=True), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(width // 2, width, 4, stride=stride, padding=1), nn.InstanceNorm2d(width, affine=True), nn.LeakyReLU(0.2)]
         super().__init__(*layers, nn.Conv2d(8 * channels, 1, 4, padding=1))
 
 

@@ -18,7 +18,7 @@ from datasets import Dataset, Features, Image, List, Value
 
 from .guidance import CROP, crop_box
 from .lidc.annotations import RATINGS, LidcNodule, aggregate_rating
-from .semantic_map import HU_MAX, HU_MIN, semantic_map_image
+from .semantic_map import HU_MAX, HU_MIN, scaled_hu, semantic_map_image
 
 FEATURES = Features(
     {
@@ -69,7 +69,7 @@ def decode_image(image: PIL.Image.Image) -> np.ndarray:
 
 def scaled_pixels(image: PIL.Image.Image) -> np.ndarray:
     """The slice as models see it: HU in [-1024, 800] scaled linearly to [-1, 1], (H, W), float32."""
-    return (decode_image(image) - HU_MIN) * np.float32(2 / (HU_MAX - HU_MIN)) - 1
+    return scaled_hu(decode_image(image))
 
 
 def row_kinds(split: Dataset) -> np.ndarray:

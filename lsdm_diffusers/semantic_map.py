@@ -15,6 +15,11 @@ HU_MIN, HU_MAX = -1024, 800  # the window that is scaled to [-1, 1]; thesis, sec
 CHEST_WALL_MM = 6.0  # no lung lies nearer to the skin; the thinnest wall in the slices that were looked at is 10 mm
 
 
+def scaled_hu(hu):
+    """Hounsfield units, number, array or tensor, as models see them: [-1024, 800] scaled linearly to [-1, 1]."""
+    return (hu - HU_MIN) * (2 / (HU_MAX - HU_MIN)) - 1
+
+
 class SemanticLabel(IntEnum):
     """The eight labels of a semantic map. The grey or palette index of a pixel in a PNG is its label."""
 

@@ -49,7 +49,7 @@ def parse_args():
         help="decode every slice once and keep it (1 MB a slice of 512x512); off: decode slices as they are drawn",
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--pretrained_vae", type=Path, default=None, help="go on from this autoencoder instead of a fresh one")
+    model.add_argument("--pretrained_vae", type=Path, default=None, help="go on from this autoencoder; its own sizes hold, not the flags below")
     model.add_argument("--freeze_encoder", action="store_true", help="train the decoder alone: latents stay as they are")
     model.add_argument("--block_out_channels", type=int, nargs="+", default=[128, 256, 512], help="widths; their number sets f = 2^(n-1)")
     model.add_argument("--layers_per_block", type=int, default=1)

@@ -58,7 +58,7 @@ def parse_args():
     data.add_argument("--nodule_probability", type=float, default=0.25, help="share of the steps that take crops around nodules")
     model = parser.add_argument_group("model")
     model.add_argument("--pretrained_vae", type=Path, required=True, help="folder of the trained autoencoder")
-    model.add_argument("--pretrained_unet", type=Path, default=None, help="go on from this U-Net instead of a fresh one")
+    model.add_argument("--pretrained_unet", type=Path, default=None, help="go on from this U-Net; its own sizes hold, not the flags below")
     model.add_argument("--block_out_channels", type=int, nargs="+", default=[128, 256, 384])
     model.add_argument("--attention_levels", type=int, nargs="+", default=[0, 0, 1], help="1 for each level with self-attention")
     model.add_argument("--layers_per_block", type=int, default=2)

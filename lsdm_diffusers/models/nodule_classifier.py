@@ -8,16 +8,11 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d_blocks import DownBlock2D, UNetMidBlock2D
 from torch import nn
 
-from ..semantic_map import HU_MAX, HU_MIN
+from ..semantic_map import HU_MAX, HU_MIN, scaled_hu
 
 NODULE_FEATURES = ("malignancy", "lobulation", "spiculation", "texture")
 OBJECTIVES = ("classification", "regression")
 STEP_WIDTH = 2 * 60 / (HU_MAX - HU_MIN)  # 60 HU, in the models' units
-
-
-def scaled_hu(hu):
-    """[-1024, 800] HU as models see it, [-1, 1]."""
-    return (hu - HU_MIN) * (2 / (HU_MAX - HU_MIN)) - 1
 
 
 class NoduleClassifier(ModelMixin, ConfigMixin):
