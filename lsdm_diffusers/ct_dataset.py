@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image, IterableDataset, List, Value
 
 from .guidance import CROP, crop_box
 from .lidc.annotations import RATINGS, LidcNodule, aggregate_rating
@@ -77,15 +77,23 @@ def row_kinds(split: Dataset) -> np.ndarray:
     return np.array(split["kind"]) if "kind" in split.column_names else np.full(len(split), "slice")
 
 
-def nodule_crops(split: Dataset) -> Iterator[tuple[np.ndarray, dict]]:
+def rows_with_nodules(split: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """The rows of kind "nodule" where a dataset has them (a stream: where it has that column); otherwise those that list nodules."""
+    if isinstance(split, IterableDataset):
+        if "kind" in split.features:
+            return split.filter(lambda kind: kind == "nodule", input_columns="kind")
+        return split.filter(bool, input_columns="nodules")
+    kinds = row_kinds(split)
+    listed = np.array([bool(nodules) for nodules in split["nodules"]])
+    return split.select(np.flatnonzero(kinds == "nodule" if (kinds == "nodule").any() else listed))
+
+
+def nodule_crops(split: Dataset | IterableDataset) -> Iterator[tuple[np.ndarray, dict]]:
     """Crops of 64x64 pixels in [-1, 1] around each nodule, moved inside the frame at the border, with its entry of column `nodules`.
 
     They are the rows of kind "nodule" where a dataset has them; otherwise they are cut from its slices.
     """
-    kinds = row_kinds(split)
-    listed = np.array([bool(nodules) for nodules in split["nodules"]])
-    rows = np.flatnonzero(kinds == "nodule") if (kinds == "nodule").any() else np.flatnonzero(listed)
-    for row in split.select(rows).select_columns(["image", "nodules"]):
+    for row in rows_with_nodules(split).select_columns(["image", "nodules"]):
         pixels = scaled_pixels(row["image"])
         if min(pixels.shape) < CROP:
             raise ValueError(f"`split` has a slice of {pixels.shape[0]}x{pixels.shape[1]} pixels, but crops of {CROP}x{CROP} are cut from it.")

@@ -3,29 +3,53 @@
 import importlib.util
 import json
 import os
+import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from diffusers import AutoencoderKL, DDPMScheduler
 from PIL import Image as PILImage
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier
 from lsdm_diffusers.ct_dataset import FEATURES, encode_row, nodule_crops, nodule_entry, write_shard
 from lsdm_diffusers.lidc import LidcNodule
 from lsdm_diffusers.semantic_map import SemanticLabel
+from lsdm_diffusers.training_data import StreamedRows
 
 from .conftest import sample, tiny_pipeline
 from .hub_stand_in import upload_hub
 
 TRAINING = Path(__file__).parent.parent / "training"
 RATINGS = ("malignancy", "lobulation", "spiculation", "texture")
+STAGES = {
+    "train_autoencoder.py": ("--block_out_channels", 8, 8, 16, "--norm_num_groups", 4, "--crop_size", 32, "--perceptual", "none"),
+    "train_classifier.py": ("--feature", "malignancy", "--dropout", 0, "--augmentation_views", 1),
+    "train_unet.py": (
+        "--block_out_channels",
+        16,
+        32,
+        "--attention_levels",
+        0,
+        0,
+        "--norm_num_groups",
+        8,
+        "--attention_head_dim",
+        8,
+        "--crop_size",
+        64,
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +95,8 @@ def vae(tmp_path_factory):
     return folder
 
 
-def train(script, cache, *arguments, num_processes=1, hub=None):
+def command_of(script, cache, *arguments, num_processes=1, hub=None):
+    """The command line of a script under `accelerate launch` (torchrun for several processes), and its environment."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"]
     command += ["--mixed_precision", "no", "--cpu"]
     if num_processes > 1:  # accelerate launches several CPU processes by MPI only; its Accelerator takes those of torchrun just as well
@@ -80,9 +105,32 @@ def train(script, cache, *arguments, num_processes=1, hub=None):
     root = str(Path(__file__).parent.parent)
     environment = {**os.environ, "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     environment.update({"ACCELERATE_USE_CPU": "true", **(hub or {})})
+    return command, environment
+
+
+def launch(script, cache, *arguments, num_processes=1, hub=None):
+    command, environment = command_of(script, cache, *arguments, num_processes=num_processes, hub=hub)
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-3000:]
-    return run.stdout
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """Run a script's command line in this process, as `launch` does in one of its own: that spares the imports."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(script, *arguments):
+        for state in (AcceleratorState, GradientState):
+            state._reset_state(*([True] if state is AcceleratorState else []))
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(TRAINING / script), run_name="__main__")
+
+    yield run
+    AcceleratorState._reset_state(True)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=[16, 8], ids=["16-bit", "8-bit"])
@@ -104,14 +152,14 @@ def prepared(request, tmp_path_factory):
     return folder
 
 
-def test_every_stage_trains_on_a_prepared_dataset(tmp_path, prepared):
+def test_every_stage_trains_on_a_prepared_dataset(tmp_path, train, prepared):
     steps = ("--max_train_steps", 1, "--train_batch_size", 2, "--dataset_name", prepared)
     sizes = ("--block_out_channels", 8, 8, 16, "--norm_num_groups", 4, "--crop_size", 32, "--perceptual", "none")
-    train("train_autoencoder.py", tmp_path, *steps, *sizes, "--output_dir", tmp_path / "vae")
-    train("train_classifier.py", tmp_path, *steps, "--pretrained_vae", tmp_path / "vae", "--feature", "texture", "--output_dir", tmp_path / "texture")
+    train("train_autoencoder.py", *steps, *sizes, "--output_dir", tmp_path / "vae")
+    train("train_classifier.py", *steps, "--pretrained_vae", tmp_path / "vae", "--feature", "texture", "--output_dir", tmp_path / "texture")
     assert NoduleClassifier.from_pretrained(tmp_path / "texture").config.objective == "regression"
     sizes = ("--block_out_channels", 16, 32, "--attention_levels", 0, 0, "--norm_num_groups", 8, "--attention_head_dim", 8, "--crop_size", 64)
-    train("train_unet.py", tmp_path, *steps, *sizes, "--pretrained_vae", tmp_path / "vae", "--output_dir", tmp_path / "unet")
+    train("train_unet.py", *steps, *sizes, "--pretrained_vae", tmp_path / "vae", "--output_dir", tmp_path / "unet")
     assert LSDMGuidedPipeline.from_pretrained(tmp_path / "unet" / "pipeline").vae.config.latent_channels == 3
 
 
@@ -130,41 +178,54 @@ def assert_same_weights(first, second):
         torch.testing.assert_close(resumed[name], tensor, atol=0, rtol=0)
 
 
-def train_and_resume(tmp_path, script, common, weights):
-    """Four steps at once, and two steps, two more: checkpoints of the limit only, and the same weights."""
-    steps = ("--checkpointing_steps", 1, "--checkpoints_total_limit", 2, "--validation_steps", 4)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(script, tmp_path, *common, "--output_dir", whole, "--max_train_steps", 4, *steps)
-    assert sorted(path.name for path in whole.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
-    # a run that was cut off after step 3: its newer checkpoint and results are gone
-    parts.mkdir()
-    (whole / "checkpoint-3").rename(parts / "checkpoint-3")
-    train(script, tmp_path, *common, "--output_dir", parts, "--max_train_steps", 4, *steps, "--resume_from_checkpoint", "latest")
-    assert_same_weights(whole / weights, parts / weights)
+def losses(folder):
+    """The loss of each step as the newest tensorboard file of a run has it."""
+    newest = max(folder.rglob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime)
+    events = EventAccumulator(str(newest))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars("loss")}
+
+
+def train_kill_and_resume(tmp_path, script, common, weights):
+    """A run that is killed and resumed has the losses and weights of one that is not, and keeps `--checkpoints_total_limit` checkpoints."""
+    common = [*common, "--max_train_steps", 12, "--checkpointing_steps", 2, "--validation_steps", 12, "--report_to", "tensorboard"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    launch(script, tmp_path, *common, "--output_dir", whole)
+    assert sorted(path.name for path in whole.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+    command, environment = command_of(script, tmp_path, *common, "--output_dir", killed)
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while run.poll() is None and not any(killed.glob("checkpoint-*")):
+        time.sleep(0.005)
+    os.killpg(run.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL and not (killed / weights).exists()
+    done = max(int(path.name.split("-")[1]) for path in killed.glob("checkpoint-*"))
+    launch(script, tmp_path, *common, "--output_dir", killed, "--resume_from_checkpoint", "latest")
+    assert done < 12 and losses(killed) == {step: loss for step, loss in losses(whole).items() if step > done}
+    assert_same_weights(whole / weights, killed / weights)
     return whole
 
 
 def test_autoencoder(tmp_path, dataset):
     common = ["--dataset_name", dataset, "--block_out_channels", 8, 8, 16, "--norm_num_groups", 4, "--crop_size", 32, "--train_batch_size", 2]
     common += ["--perceptual", "efficientnet", "--difference_weight", 1, "--disc_start", 2, "--disc_channels", 4]
-    folder = train_and_resume(tmp_path, "train_autoencoder.py", common, "diffusion_pytorch_model.safetensors")
-    assert (folder / "validation-4.png").is_file() and (folder / "validation.json").is_file()
+    folder = train_kill_and_resume(tmp_path, "train_autoencoder.py", common, "diffusion_pytorch_model.safetensors")
+    assert (folder / "validation-12.png").is_file() and (folder / "validation.json").is_file()
     vae = tiny_pipeline().vae.from_pretrained(folder)
     assert vae.config.scaling_factor != 0.18215
 
 
-def test_slices_decoded_as_drawn_train_the_same_weights(tmp_path, dataset):
+def test_slices_decoded_as_drawn_train_the_same_weights(tmp_path, train, dataset):
     common = ["--dataset_name", dataset, "--block_out_channels", 8, 8, 16, "--norm_num_groups", 4, "--crop_size", 32, "--perceptual", "none"]
     common += ["--train_batch_size", 2, "--max_train_steps", 2]
-    train("train_autoencoder.py", tmp_path, *common, "--output_dir", tmp_path / "kept")
-    train("train_autoencoder.py", tmp_path, *common, "--output_dir", tmp_path / "drawn", "--no-keep_in_memory")
+    train("train_autoencoder.py", *common, "--output_dir", tmp_path / "kept")
+    train("train_autoencoder.py", *common, "--output_dir", tmp_path / "drawn", "--no-keep_in_memory")
     assert_same_weights(*(tmp_path / name / "diffusion_pytorch_model.safetensors" for name in ("kept", "drawn")))
 
 
 def test_classifier(tmp_path, dataset, vae):
     common = ["--dataset_name", dataset, "--pretrained_vae", vae, "--feature", "malignancy", "--train_batch_size", 4]
     common += ["--augmentation_views", 2, "--label_balance", 0.5, "--timestep_power", 2, "--hu_thresholds", -500, -100]
-    folder = train_and_resume(tmp_path, "train_classifier.py", common, "diffusion_pytorch_model.safetensors")
+    folder = train_kill_and_resume(tmp_path, "train_classifier.py", common, "diffusion_pytorch_model.safetensors")
     config = NoduleClassifier.from_pretrained(folder).config
     assert config.feature == "malignancy" and config.hu_thresholds == [-500, -100]
     assert json.loads((folder / "validation.json").read_text())["t20"].keys() == {"auc_ge3", "auc_ge4", "accuracy_ge3", "ece"}
@@ -185,8 +246,8 @@ def test_unet(tmp_path, dataset, vae, semantic_map):
         "--prediction_type",
         "v_prediction",
     ]
-    folder = train_and_resume(tmp_path, "train_unet.py", common, "pipeline/unet/diffusion_pytorch_model.safetensors")
-    assert (folder / "validation-4.png").is_file() and (folder / "log.jsonl").read_text().count("\n") == 1
+    folder = train_kill_and_resume(tmp_path, "train_unet.py", common, "pipeline/unet/diffusion_pytorch_model.safetensors")
+    assert (folder / "validation-12.png").is_file() and (folder / "log.jsonl").read_text().count("\n") == 1
     pipe = LSDMGuidedPipeline.from_pretrained(folder / "pipeline")
     assert sample(pipe, semantic_map).shape == (1, 96, 128)
 
@@ -229,7 +290,7 @@ def test_label_dropout_drops_the_map_or_one_label(train_unet):
     assert whole == pytest.approx(0.2, abs=0.03) and single == pytest.approx(0.2, abs=0.03) and set(columns.tolist()) == {0, 1, 4}
 
 
-def test_the_decoder_is_trained_alone(tmp_path, dataset, vae):
+def test_the_decoder_is_trained_alone(tmp_path, train, dataset, vae):
     """Latents, and so what the U-Net has learnt, stay as they are."""
     common = [
         "--train_data_dir",
@@ -244,7 +305,7 @@ def test_the_decoder_is_trained_alone(tmp_path, dataset, vae):
         "--perceptual",
         "none",
     ]
-    train("train_autoencoder.py", tmp_path, *common, "--train_batch_size", 1, "--max_train_steps", 2, "--output_dir", tmp_path / "vae")
+    train("train_autoencoder.py", *common, "--train_batch_size", 1, "--max_train_steps", 2, "--output_dir", tmp_path / "vae")
     before, after = AutoencoderKL.from_pretrained(vae), AutoencoderKL.from_pretrained(tmp_path / "vae")
     assert after.config.scaling_factor == before.config.scaling_factor
     same = {name: torch.equal(tensor, after.state_dict()[name]) for name, tensor in before.state_dict().items()}
@@ -252,15 +313,91 @@ def test_the_decoder_is_trained_alone(tmp_path, dataset, vae):
     assert not any(same[name] for name in same if name.startswith("decoder") and name.endswith("conv.weight"))
 
 
-def test_latents_encoded_as_drawn_train_the_same_weights(tmp_path, dataset, vae):
+def test_latents_encoded_as_drawn_train_the_same_weights(tmp_path, train, dataset, vae):
     common = ["--dataset_name", dataset, "--pretrained_vae", vae, "--block_out_channels", 16, 32, "--attention_levels", 0, 0, "--norm_num_groups", 8]
     common += ["--attention_head_dim", 8, "--crop_size", 64, "--train_batch_size", 2, "--max_train_steps", 2, "--random_flip"]
-    train("train_unet.py", tmp_path, *common, "--output_dir", tmp_path / "cached")
-    train("train_unet.py", tmp_path, *common, "--output_dir", tmp_path / "live", "--no-cache_latents")
-    assert (tmp_path / "cached" / "latents" / "train-slices.safetensors").exists()
-    assert not (tmp_path / "live" / "latents" / "train-slices.safetensors").exists()
+    train("train_unet.py", *common, "--output_dir", tmp_path / "cached")
+    train("train_unet.py", *common, "--output_dir", tmp_path / "live", "--no-cache_latents")
+    assert (tmp_path / "cached" / "latents" / "train.safetensors").exists()
+    assert not (tmp_path / "live" / "latents" / "train.safetensors").exists()
     name = "pipeline/unet/diffusion_pytorch_model.safetensors"
     assert_same_weights(tmp_path / "cached" / name, tmp_path / "live" / name)
+
+
+@pytest.mark.parametrize("script", ["train_classifier.py", "train_unet.py"])
+def test_a_stream_trains_the_same_weights(tmp_path, train, dataset, vae, script):
+    """They encode the rows once, whether these come from the disk or as a stream."""
+    common = [*STAGES[script], "--dataset_name", dataset, "--pretrained_vae", vae, "--train_batch_size", 2, "--max_train_steps", 2]
+    train(script, *common, "--output_dir", tmp_path / "table")
+    train(script, *common, "--output_dir", tmp_path / "stream", "--streaming")
+    weights = ("pipeline/unet/" if script == "train_unet.py" else "") + "diffusion_pytorch_model.safetensors"
+    assert_same_weights(tmp_path / "table" / weights, tmp_path / "stream" / weights)
+
+
+def test_a_streamed_run_resumes_where_it_was(tmp_path, train, dataset):
+    common = [*STAGES["train_autoencoder.py"], "--dataset_name", dataset, "--streaming", "--train_batch_size", 1, "--max_train_steps", 6]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train("train_autoencoder.py", *common, "--output_dir", whole, "--checkpointing_steps", 3)
+    resumed.mkdir()
+    (whole / "checkpoint-3").rename(resumed / "checkpoint-3")
+    train("train_autoencoder.py", *common, "--output_dir", resumed, "--resume_from_checkpoint", "latest")
+    assert_same_weights(*(folder / "diffusion_pytorch_model.safetensors" for folder in (whole, resumed)))
+
+
+def test_rows_of_a_stream_have_their_number(dataset):
+    stream = load_dataset(str(dataset), split="train", streaming=True)
+    first, second = StreamedRows(stream, seed=0), StreamedRows(stream, seed=0)
+    every = [np.asarray(first[number]["image"]) for number in range(36)]  # three epochs of twelve rows
+    for number in (1, 17, 35):
+        np.testing.assert_array_equal(np.asarray(second[number]["image"]), every[number])
+    epochs = [[image.tobytes() for image in every[start : start + 12]] for start in (0, 12, 24)]
+    assert set(epochs[0]) == set(epochs[1]) == set(epochs[2]) and epochs[0] != epochs[1] != epochs[2]
+    with pytest.raises(IndexError, match="`number` is 5, but row 35"):
+        second[5]
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("train_autoencoder.py", ("--lr_scheduler", "cosine", "--lr_warmup_steps", 1, "--layers_per_block", 2, "--kl_weight", 1e-3)),
+        ("train_classifier.py", ("--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", 1, "--objective", "regression")),
+        ("train_unet.py", ("--lr_scheduler", "linear", "--lr_warmup_steps", 1, "--spade_blocks", "none", "--nodule_weight", 4, "--bone_weight", 3)),
+    ],
+)
+def test_flags_that_all_scripts_share(tmp_path, train, dataset, vae, script, flags):
+    common = [*STAGES[script], "--train_data_dir", dataset, "--train_batch_size", 2, "--max_train_steps", 2, "--max_train_samples", 11]
+    common += [] if script == "train_autoencoder.py" else ["--pretrained_vae", vae]
+    common += ["--mixed_precision", "bf16", "--gradient_checkpointing", "--gradient_accumulation_steps", 2, "--max_grad_norm", 0.5]
+    common += ["--no-use_ema", "--seed", 3, "--validation_steps", 1]
+    train(script, *common, *flags, "--output_dir", tmp_path)
+    assert (tmp_path / "log.jsonl").read_text().count("\n") == 2
+    weights = "pipeline/unet" if script == "train_unet.py" else "."
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / weights / "diffusion_pytorch_model.safetensors").values())
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        ("train_autoencoder.py", ("--freeze_encoder",), "--freeze_encoder needs --pretrained_vae"),
+        ("train_autoencoder.py", ("--max_train_samples", 0), "--max_train_samples is 0, but at least 1 is needed"),
+        ("train_unet.py", ("--streaming", "--no-cache_latents"), "it cannot be used with --no-cache_latents"),
+        ("train_unet.py", ("--label_dropout", 2), "--label_dropout is 2.0, but 0..1 is needed"),
+        ("train_unet.py", ("--snr_gamma", 0), "--snr_gamma is 0.0, but a number above 0 is needed"),
+    ],
+)
+def test_wrong_flags_say_what_is_allowed(tmp_path, train, dataset, vae, script, flags, message):
+    common = [] if script == "train_autoencoder.py" else ["--pretrained_vae", vae]
+    with pytest.raises(SystemExit, match=message):
+        train(script, "--dataset_name", dataset, *common, *flags, "--output_dir", tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, train, dataset, vae):
+    broken = AutoencoderKL.from_pretrained(vae)
+    broken.decoder.conv_out.bias.data.fill_(torch.nan)
+    broken.save_pretrained(tmp_path / "vae")
+    run = ("--dataset_name", dataset, "--output_dir", tmp_path / "run", "--max_train_steps", 2)
+    with pytest.raises(RuntimeError, match="The loss is nan at step 0; the last good checkpoint is in"):
+        train("train_classifier.py", *run, "--pretrained_vae", tmp_path / "vae", *STAGES["train_classifier.py"])
 
 
 def test_a_run_is_pushed_to_the_hub(tmp_path, dataset, vae):
@@ -269,7 +406,7 @@ def test_a_run_is_pushed_to_the_hub(tmp_path, dataset, vae):
     common += ["--attention_head_dim", 8, "--crop_size", 64, "--train_batch_size", 2, "--max_train_steps", 1, "--checkpointing_steps", 1]
     with upload_hub("user/lsdm", tmp_path / "home") as (environment, received):
         pushing = ("--output_dir", tmp_path / "unet", "--push_to_hub", "--hub_model_id", "user/lsdm")
-        train("train_unet.py", tmp_path, *common, *pushing, hub=environment)
+        launch("train_unet.py", tmp_path, *common, *pushing, hub=environment)
     assert {"model_index.json", "README.md", "validation.png", "unet/diffusion_pytorch_model.safetensors"} <= received.keys()
     assert not any("checkpoint" in name or "latents" in name for name in received)
     card = received["README.md"].decode()
@@ -277,35 +414,15 @@ def test_a_run_is_pushed_to_the_hub(tmp_path, dataset, vae):
     assert str(tmp_path) not in card and str(dataset) not in card
 
 
-STAGES = {
-    "train_autoencoder.py": ("--block_out_channels", 8, 8, 16, "--norm_num_groups", 4, "--crop_size", 32, "--perceptual", "none"),
-    "train_classifier.py": ("--feature", "malignancy", "--dropout", 0, "--augmentation_views", 1),
-    "train_unet.py": (
-        "--block_out_channels",
-        16,
-        32,
-        "--attention_levels",
-        0,
-        0,
-        "--norm_num_groups",
-        8,
-        "--attention_head_dim",
-        8,
-        "--crop_size",
-        64,
-    ),
-}
-
-
 @pytest.mark.parametrize("script", STAGES)
-def test_two_processes_are_two_accumulated_passes(tmp_path, dataset, vae, script):
+def test_two_processes_are_two_accumulated_passes(tmp_path, train, dataset, vae, script):
     """Both see the same crops in each optimiser step, so the weights agree to rounding: the processes do share their gradients."""
     common = [*STAGES[script], "--dataset_name", dataset, "--train_batch_size", 2, "--max_train_steps", 2]
     common += [] if script == "train_autoencoder.py" else ["--pretrained_vae", vae]
     weights = "pipeline/unet" if script == "train_unet.py" else "."
-    train(script, tmp_path, *common, "--output_dir", tmp_path / "two", num_processes=2)
-    train(script, tmp_path, *common, "--output_dir", tmp_path / "accumulated", "--gradient_accumulation_steps", 2)
-    train(script, tmp_path, *common, "--output_dir", tmp_path / "one")
+    launch(script, tmp_path, *common, "--output_dir", tmp_path / "two", num_processes=2)
+    train(script, *common, "--output_dir", tmp_path / "accumulated", "--gradient_accumulation_steps", 2)
+    train(script, *common, "--output_dir", tmp_path / "one")
     two, accumulated, one = (load_file(tmp_path / name / weights / "diffusion_pytorch_model.safetensors") for name in ("two", "accumulated", "one"))
     difference = sum((two[name] - accumulated[name]).abs().sum().item() for name in two)
     alone = sum((two[name] - one[name]).abs().sum().item() for name in two)

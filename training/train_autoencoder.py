@@ -22,95 +22,99 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from datasets import load_dataset
 from diffusers import AutoencoderKL
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from tqdm.auto import tqdm
 
 from lsdm_diffusers.autoencoder_loss import PERCEPTUAL, AutoencoderLoss, PatchDiscriminator, discriminator_loss, perceptual_distance
-from lsdm_diffusers.ct_dataset import nodule_crops, row_kinds, scaled_pixels
+from lsdm_diffusers.ct_dataset import nodule_crops, scaled_pixels
 from lsdm_diffusers.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
 from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN
+from lsdm_diffusers.training_data import StreamedRows, add_data_arguments, open_splits, rows_of_kind, spread_rows
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = parser.add_argument_group("data")
-    where = data.add_mutually_exclusive_group(required=True)
-    where.add_argument("--dataset_name", help="dataset folder or Hub id, as prepare_lidc.py or prepare_ct.py make it")
-    where.add_argument("--train_data_dir", help="folder of such a dataset, if it is not given by --dataset_name")
-    data.add_argument("--max_train_samples", type=int, default=None, help="train on this many rows, drawn by --seed, not on all")
+    data = add_data_arguments(parser)
     data.add_argument("--crop_size", type=int, default=96, help="edge of the random crops of slices, pixels")
     data.add_argument(
         "--keep_in_memory",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="decode every slice once and keep it (1 MB a slice of 512x512); off: decode slices as they are drawn",
+        help="decode every slice once and keep it (1 MB a slice of 512x512); off, or with --streaming: decode slices as they are drawn",
     )
     model = parser.add_argument_group("model")
     model.add_argument("--pretrained_vae", type=Path, default=None, help="go on from this autoencoder; its own sizes hold, not the flags below")
     model.add_argument("--freeze_encoder", action="store_true", help="train the decoder alone: latents stay as they are")
     model.add_argument("--block_out_channels", type=int, nargs="+", default=[128, 256, 512], help="widths; their number sets f = 2^(n-1)")
-    model.add_argument("--layers_per_block", type=int, default=1)
-    model.add_argument("--latent_channels", type=int, default=3)
-    model.add_argument("--norm_num_groups", type=int, default=32)
+    model.add_argument("--layers_per_block", type=int, default=1, help="ResNet blocks of a level")
+    model.add_argument("--latent_channels", type=int, default=3, help="c of the latents")
+    model.add_argument("--norm_num_groups", type=int, default=32, help="groups of the group norms, a divisor of every width")
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--train_batch_size", type=int, default=4, help="slice crops a step; nodule crops take the same number of pixels")
-    optimisation.add_argument("--max_train_steps", type=int, default=1500)
-    optimisation.add_argument("--learning_rate", type=float, default=1e-3, help="peak of the one-cycle schedule")
-    optimisation.add_argument("--kl_weight", type=float, default=1e-4)
+    optimisation.add_argument("--max_train_steps", type=int, default=1500, help="optimiser steps")
+    optimisation.add_argument("--learning_rate", type=float, default=1e-3, help="peak of the schedule")
+    optimisation.add_argument("--lr_scheduler", default="one_cycle", help="one_cycle, or a name that diffusers.optimization.get_scheduler knows")
+    optimisation.add_argument("--lr_warmup_steps", type=int, default=100, help="optimiser steps; one_cycle takes a tenth of all")
+    optimisation.add_argument("--kl_weight", type=float, default=1e-4, help="of the KL divergence from N(0, 1), a mean over latents")
     optimisation.add_argument("--difference_weight", type=float, default=0.0, help="of L1 on differences of neighbouring pixels")
     optimisation.add_argument("--perceptual", choices=PERCEPTUAL, default="lpips", help="lpips fetches VGG weights; efficientnet works offline")
-    optimisation.add_argument("--perceptual_weight", type=float, default=1.0)
+    optimisation.add_argument("--perceptual_weight", type=float, default=1.0, help="of the perceptual term")
     optimisation.add_argument("--disc_start", type=int, default=50001, help="step from which the discriminator takes part")
     optimisation.add_argument("--disc_weight", type=float, default=0.5, help="of the adversarial term, times the adaptive weight")
     optimisation.add_argument("--disc_channels", type=int, default=64, help="first width of the PatchGAN discriminator")
-    optimisation.add_argument("--disc_learning_rate", type=float, default=1e-4)
+    optimisation.add_argument("--disc_learning_rate", type=float, default=1e-4, help="of the discriminator's Adam")
     optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step")
     optimisation.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
-    optimisation.add_argument("--max_grad_norm", type=float, default=1.0)
-    optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None)
+    optimisation.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
+    optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None, help="bf16 needs hardware for it")
     optimisation.add_argument(
         "--use_ema", action=argparse.BooleanOptionalAction, default=True, help="validate and save the moving average of the weights"
     )
-    optimisation.add_argument("--ema_max_decay", type=float, default=0.999)
-    optimisation.add_argument("--seed", type=int, default=0)
+    optimisation.add_argument("--ema_max_decay", type=float, default=0.999, help="limit of the ramp (1 + n) / (10 + n)")
+    optimisation.add_argument("--seed", type=int, default=0, help="of weights, draws and noise")
     run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", type=Path, required=True)
-    run.add_argument("--validation_steps", type=int, default=500)
-    run.add_argument("--num_validation_images", type=int, default=8)
-    run.add_argument("--checkpointing_steps", type=int, default=250)
-    run.add_argument("--checkpoints_total_limit", type=int, default=2)
-    run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N", or "latest"')
+    run.add_argument("--output_dir", type=Path, required=True, help="for checkpoints, weights, log.jsonl, pictures and validation.json")
+    run.add_argument("--validation_steps", type=int, default=500, help="validate every so many steps")
+    run.add_argument("--num_validation_images", type=int, default=8, help="whole slices that are validated on")
+    run.add_argument("--checkpointing_steps", type=int, default=250, help="write checkpoint-N every so many steps")
+    run.add_argument("--checkpoints_total_limit", type=int, default=2, help="how many checkpoint-N are kept")
+    run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N"; "latest" starts anew if there is none')
     run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
     add_hub_arguments(parser)
     return parser.parse_args()
 
 
 class DecodedSlices:
-    """Slices of a split in [-1, 1], decoded each time that one is asked for."""
+    """Slices of a split or stream in [-1, 1], decoded each time that one is asked for."""
 
-    def __init__(self, split):
-        self.split = split
+    def __init__(self, rows):
+        self.rows = rows
 
     def __len__(self):
-        return len(self.split)
+        return len(self.rows)
 
     def __getitem__(self, index):
-        return scaled_pixels(self.split[int(index)]["image"])
+        return scaled_pixels(self.rows[int(index)]["image"])
 
 
 def training_batch(slices, nodules, step, args):
     """Crops for one step, drawn from the step's own random generator, so that a resumed run sees the same data."""
     generator = np.random.default_rng((args.seed, step))
-    from_nodules = bool(nodules) and step % 2 == 1 or not slices
-    pool = nodules if from_nodules else slices
-    size = min(args.crop_size, min(pool[0].shape))
-    count = args.train_batch_size * (args.crop_size // size) ** 2 if from_nodules else args.train_batch_size
+    count = args.train_batch_size
+    if nodules and step % 2 == 1 or not args.streaming and not len(slices):
+        count *= (args.crop_size // min(args.crop_size, *nodules[0].shape)) ** 2
+        images = [nodules[index] for index in generator.integers(len(nodules), size=count)]
+    elif args.streaming:
+        first = (step // 2 if nodules else step) * count
+        images = [slices[number] for number in range(first, first + count)]
+    else:
+        images = [slices[index] for index in generator.integers(len(slices), size=count)]
+    size = min(args.crop_size, *(edge for image in images for edge in image.shape))
     batch = []
-    for index in generator.integers(len(pool), size=count):
-        image = pool[index]
+    for image in images:
         y, x = generator.integers(image.shape[0] - size + 1), generator.integers(image.shape[1] - size + 1)
         crop = image[y : y + size, x : x + size]
         crop = np.rot90(crop, generator.integers(4))
@@ -155,23 +159,15 @@ def main():
     if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
         raise SystemExit(f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it.")
 
-    dataset_source = args.dataset_name or args.train_data_dir
-    dataset = load_dataset(dataset_source)
-    if not {"train", "validation"} <= dataset.keys():
-        raise SystemExit(f"The dataset {dataset_source} has the splits {sorted(dataset)}, but train and validation are needed.")
-    if args.max_train_samples is not None:
-        if args.max_train_samples < 1:
-            raise SystemExit(f"--max_train_samples is {args.max_train_samples}, but at least 1 is needed.")
-        drawn = np.random.default_rng(args.seed).permutation(len(dataset["train"]))[: args.max_train_samples]
-        dataset["train"] = dataset["train"].select(np.sort(drawn))
-    slices = DecodedSlices(dataset["train"].select(np.flatnonzero(row_kinds(dataset["train"]) == "slice")).select_columns("image"))
-    if args.keep_in_memory:
+    dataset = open_splits(args)
+    train_slices = rows_of_kind(dataset["train"], lambda kind: kind == "slice").select_columns("image")
+    slices = DecodedSlices(StreamedRows(train_slices, args.seed) if args.streaming else train_slices)
+    if args.keep_in_memory and not args.streaming:
         slices = [slices[index] for index in tqdm(range(len(slices)), desc="decode", disable=not accelerator.is_local_main_process)]
-    nodules = [crop for crop, _ in nodule_crops(dataset["train"])]
-    held_out = np.flatnonzero(row_kinds(dataset["validation"]) == "slice")
-    chosen = held_out[np.linspace(0, len(held_out) - 1, min(args.num_validation_images, len(held_out))).astype(int)]
+    nodules = [crop for crop, _ in tqdm(nodule_crops(dataset["train"]), desc="nodules", disable=not accelerator.is_local_main_process)]
     validation_nodules = [crop for crop, _ in islice(nodule_crops(dataset["validation"]), 64)]
-    validation_images = [scaled_pixels(dataset["validation"][int(i)]["image"]) for i in chosen]
+    validation_rows = spread_rows(rows_of_kind(dataset["validation"], lambda kind: kind == "slice"), args.num_validation_images)
+    validation_images = [scaled_pixels(row["image"]) for row in validation_rows]
 
     if args.pretrained_vae is not None:
         vae = AutoencoderKL.from_pretrained(args.pretrained_vae).train()
@@ -193,7 +189,10 @@ def main():
     if args.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.max_train_steps, pct_start=0.1)
+    if args.lr_scheduler == "one_cycle":
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.max_train_steps, pct_start=0.1)
+    else:
+        schedule = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
     ema = EMAModel(vae.parameters(), decay=args.ema_max_decay if args.use_ema else 0)  # decay 0 follows the weights
     try:
         perceptual = perceptual_distance(args.perceptual)
@@ -217,7 +216,7 @@ def main():
         folder = (checkpoints[-1] if checkpoints else None) if args.resume_from_checkpoint == "latest" else Path(args.resume_from_checkpoint)
         if folder is not None:
             accelerator.load_state(str(folder))
-            if schedule.total_steps != args.max_train_steps:
+            if args.lr_scheduler == "one_cycle" and schedule.total_steps != args.max_train_steps:
                 raise SystemExit(
                     f"--max_train_steps is {args.max_train_steps}, but {folder} is of a run of {schedule.total_steps} steps, and its one-cycle "
                     "schedule ends with those."
@@ -289,7 +288,7 @@ def main():
     if accelerator.is_main_process:
         ema.copy_to(model.parameters())
         if not args.freeze_encoder:
-            every = [torch.from_numpy(slices[index])[None, None] for index in range(0, len(slices), max(1, len(slices) // 16))]
+            every = [torch.from_numpy(scaled_pixels(row["image"]))[None, None] for row in spread_rows(train_slices, 16)]
             with torch.no_grad():
                 latents = [model.encode(pixels.to(accelerator.device)).latent_dist.mode() for pixels in every]
             model.register_to_config(scaling_factor=float(1 / torch.cat([z.flatten() for z in latents]).std()))

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from datasets import load_dataset
 from diffusers import AutoencoderKL, DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -31,17 +30,14 @@ from lsdm_diffusers import NoduleClassifier
 from lsdm_diffusers.ct_dataset import nodule_crops
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES, OBJECTIVES
 from lsdm_diffusers.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
+from lsdm_diffusers.training_data import add_data_arguments, open_splits
 
 VALIDATION_TIMESTEPS = (20, 50, 200, 500, 800)
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = parser.add_argument_group("data")
-    where = data.add_mutually_exclusive_group(required=True)
-    where.add_argument("--dataset_name", help="dataset folder or Hub id, as prepare_lidc.py makes it")
-    where.add_argument("--train_data_dir", help="folder of such a dataset, if it is not given by --dataset_name")
-    data.add_argument("--max_train_samples", type=int, default=None, help="train on this many rows, drawn by --seed, not on all")
+    data = add_data_arguments(parser)
     data.add_argument("--augmentation_views", type=int, default=8, choices=range(1, 9), help="flips and turns of each crop that are encoded, 1..8")
     data.add_argument(
         "--label_balance",
@@ -51,7 +47,7 @@ def parse_args():
     )
     model = parser.add_argument_group("model")
     model.add_argument("--pretrained_vae", type=Path, required=True, help="folder of the trained autoencoder")
-    model.add_argument("--feature", choices=NODULE_FEATURES, required=True)
+    model.add_argument("--feature", choices=NODULE_FEATURES, required=True, help="the rating it learns")
     model.add_argument("--objective", choices=OBJECTIVES, help="default: classification for malignancy, regression for the others")
     model.add_argument("--block_out_channels", type=int, nargs="+", default=[24, 48, 72, 96], help="widths; four levels take 64x64 pixels to 8x8")
     model.add_argument("--norm_num_groups", type=int, default=12, help="a divisor of every width")
@@ -91,7 +87,7 @@ def parse_args():
 def encode_crops(split, vae, feature, views):
     """Scaled latents (views, N, c, h, w) of the nodule crops in `views` flips and turns, and the rating of each."""
     crops, ratings = [], []
-    for crop, nodule in nodule_crops(split):
+    for crop, nodule in tqdm(nodule_crops(split), desc="nodules", mininterval=5):
         if nodule[feature] is None or not 1 <= nodule[feature] <= 5:
             raise ValueError(f"`--dataset_name` has a nodule of {feature} {nodule[feature]}, but a rating 1..5 is needed.")
         crops.append(crop)
@@ -172,15 +168,7 @@ def main():
         raise SystemExit(f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it.")
     vae = AutoencoderKL.from_pretrained(args.pretrained_vae).requires_grad_(False).eval()
     vae.to(accelerator.device, memory_format=torch.channels_last)  # decodes faster on a CPU
-    dataset_source = args.dataset_name or args.train_data_dir
-    dataset = load_dataset(dataset_source)
-    if not {"train", "validation"} <= dataset.keys():
-        raise SystemExit(f"The dataset {dataset_source} has the splits {sorted(dataset)}, but train and validation are needed.")
-    if args.max_train_samples is not None:
-        if args.max_train_samples < 1:
-            raise SystemExit(f"--max_train_samples is {args.max_train_samples}, but at least 1 is needed.")
-        drawn = np.random.default_rng(args.seed).permutation(len(dataset["train"]))[: args.max_train_samples]
-        dataset["train"] = dataset["train"].select(np.sort(drawn))
+    dataset = open_splits(args)
     latents, ratings = encode_crops(dataset["train"], vae, args.feature, args.augmentation_views)
     validation_latents, validation_ratings = encode_crops(dataset["validation"], vae, args.feature, 1)
 
@@ -251,7 +239,8 @@ def main():
         noise = torch.randn(batch.shape, generator=generator).to(batch.device)
         timesteps = torch.rand(len(batch), generator=generator) ** args.timestep_power * scheduler.config.num_train_timesteps
         timesteps = timesteps.long().to(batch.device)
-        images = noisy_crops(batch, noise, timesteps, scheduler, vae)
+        with accelerator.autocast():
+            images = noisy_crops(batch, noise, timesteps, scheduler, vae).float()
         target = torch.from_numpy(targets[chosen]).to(batch.device)
         with accelerator.accumulate(classifier):
             # through the prepared model, not `log_prob`: only its forward keeps several processes in step

@@ -21,13 +21,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, set_seed
-from datasets import load_dataset
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, compute_snr
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from scipy.ndimage import binary_dilation, label
 from tqdm.auto import tqdm
 
@@ -35,17 +34,14 @@ from lsdm_diffusers import LSDMGuidedPipeline, SpadeUNet2DModel
 from lsdm_diffusers.ct_dataset import row_kinds, scaled_pixels
 from lsdm_diffusers.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
 from lsdm_diffusers.semantic_map import NUM_LABELS, PALETTE, SemanticLabel
+from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind, spread_rows
 
 NUM_VALIDATION_ROWS = 32  # of each kind, for the validation loss
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = parser.add_argument_group("data")
-    where = data.add_mutually_exclusive_group(required=True)
-    where.add_argument("--dataset_name", help="dataset folder or Hub id, as prepare_lidc.py or prepare_ct.py make it")
-    where.add_argument("--train_data_dir", help="folder of such a dataset, if it is not given by --dataset_name")
-    data.add_argument("--max_train_samples", type=int, default=None, help="train on this many rows, drawn by --seed, not on all")
+    data = add_data_arguments(parser)
     data.add_argument("--crop_size", type=int, default=512, help="edge of the random crops of slices, pixels; 512 is whole slices")
     data.add_argument(
         "--cache_latents",
@@ -59,22 +55,36 @@ def parse_args():
     model = parser.add_argument_group("model")
     model.add_argument("--pretrained_vae", type=Path, required=True, help="folder of the trained autoencoder")
     model.add_argument("--pretrained_unet", type=Path, default=None, help="go on from this U-Net; its own sizes hold, not the flags below")
-    model.add_argument("--block_out_channels", type=int, nargs="+", default=[128, 256, 384])
+    model.add_argument(
+        "--block_out_channels",
+        type=int,
+        nargs="+",
+        default=[128, 256, 384],
+        help="widths, multiples of --norm_num_groups; each level but the last halves the size",
+    )
     model.add_argument("--attention_levels", type=int, nargs="+", default=[0, 0, 1], help="1 for each level with self-attention")
-    model.add_argument("--layers_per_block", type=int, default=2)
-    model.add_argument("--norm_num_groups", type=int, default=32)
-    model.add_argument("--attention_head_dim", type=int, default=32)
-    model.add_argument("--spade_blocks", choices=["all", "mid_up", "up", "none"], default="all")
-    model.add_argument("--spade_hidden_channels", type=int, default=128)
-    model.add_argument("--prediction_type", choices=["epsilon", "v_prediction"], default="epsilon")
+    model.add_argument("--layers_per_block", type=int, default=2, help="ResNet blocks of a level")
+    model.add_argument("--norm_num_groups", type=int, default=32, help="groups of the group norms")
+    model.add_argument("--attention_head_dim", type=int, default=32, help="channels of an attention head, a divisor of the widths")
+    model.add_argument(
+        "--spade_blocks", choices=["all", "mid_up", "up", "none"], default="all", help="where the map modulates; none is the LDM baseline"
+    )
+    model.add_argument("--spade_hidden_channels", type=int, default=128, help="of the convolution from the map to gamma and beta")
+    model.add_argument(
+        "--prediction_type",
+        choices=["epsilon", "v_prediction"],
+        default="epsilon",
+        help="what the U-Net predicts: the noise, or v (Salimans and Ho 2022)",
+    )
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--train_batch_size", type=int, default=8, help="slice crops a step; nodule crops fill the same number of pixels")
-    optimisation.add_argument("--max_train_steps", type=int, default=100000)
-    optimisation.add_argument("--learning_rate", type=float, default=1e-4)
-    optimisation.add_argument("--lr_scheduler", default="constant_with_warmup")
-    optimisation.add_argument("--lr_warmup_steps", type=int, default=100)
-    optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2)
-    optimisation.add_argument("--nodule_weight", type=float, default=1.0, help="loss weight of nodule latents against all others")
+    optimisation.add_argument("--max_train_steps", type=int, default=100000, help="optimiser steps")
+    optimisation.add_argument("--learning_rate", type=float, default=1e-4, help="after warm-up")
+    optimisation.add_argument("--lr_scheduler", default="constant_with_warmup", help="a name that diffusers.optimization.get_scheduler knows")
+    optimisation.add_argument("--lr_warmup_steps", type=int, default=100, help="optimiser steps")
+    optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2, help="of AdamW")
+    optimisation.add_argument("--nodule_weight", type=float, default=1.0, help="loss weight of nodule latents")
+    optimisation.add_argument("--bone_weight", type=float, default=1.0, help="loss weight of latents of high density")
     optimisation.add_argument("--snr_gamma", type=float, default=None, help="min-SNR weighting of the loss (Hang et al. 2023); 5 is usual")
     optimisation.add_argument(
         "--label_dropout",
@@ -83,22 +93,22 @@ def parse_args():
         help="share of samples whose map is dropped: half of them whole, half of them one label, which becomes background",
     )
     optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step")
-    optimisation.add_argument("--gradient_checkpointing", action="store_true")
-    optimisation.add_argument("--max_grad_norm", type=float, default=1.0)
-    optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None)
+    optimisation.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
+    optimisation.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
+    optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None, help="bf16 needs hardware for it")
     optimisation.add_argument(
         "--use_ema", action=argparse.BooleanOptionalAction, default=True, help="validate and save the moving average of the weights"
     )
-    optimisation.add_argument("--ema_max_decay", type=float, default=0.9999)
-    optimisation.add_argument("--seed", type=int, default=0)
+    optimisation.add_argument("--ema_max_decay", type=float, default=0.9999, help="limit of the ramp (1 + n) / (10 + n)")
+    optimisation.add_argument("--seed", type=int, default=0, help="of weights, draws and noise")
     run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", type=Path, required=True)
+    run.add_argument("--output_dir", type=Path, required=True, help="for checkpoints, latents, log.jsonl, pictures and pipeline/")
     run.add_argument("--latents_dir", type=Path, default=None, help="where the encoded rows are kept; default <output_dir>/latents")
-    run.add_argument("--validation_steps", type=int, default=500)
-    run.add_argument("--num_validation_images", type=int, default=2)
-    run.add_argument("--checkpointing_steps", type=int, default=250)
-    run.add_argument("--checkpoints_total_limit", type=int, default=2)
-    run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N", or "latest"')
+    run.add_argument("--validation_steps", type=int, default=500, help="validate and save every so many steps")
+    run.add_argument("--num_validation_images", type=int, default=2, help="samples in each validation-N.png")
+    run.add_argument("--checkpointing_steps", type=int, default=250, help="write checkpoint-N every so many steps")
+    run.add_argument("--checkpoints_total_limit", type=int, default=2, help="how many checkpoint-N are kept")
+    run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N"; "latest" starts anew if there is none')
     run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
     add_hub_arguments(parser)
     return parser.parse_args()
@@ -115,11 +125,14 @@ def pixels_of(image, semantic_map, blank_background):
 
 
 def source_of(vae, split, args):
-    """A hash of what the encoded rows depend on: autoencoder, flags, and the data, by its size and three of its rows."""
+    """A hash of what the encoded rows depend on: autoencoder, flags, and the data, by its size and a few of its rows."""
     digest = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in vae.state_dict().values()))
-    few = split.select(sorted({0, len(split) // 2, len(split) - 1})).select_columns(["image", "semantic_map"])
-    digest.update(repr([args.seed, args.random_flip, args.blank_background, vae.config.scaling_factor, len(split)]).encode())
-    for row in few:
+    if args.streaming:
+        size, few = [args.streaming, args.max_train_samples], split.take(3)
+    else:
+        size, few = len(split), split.select(sorted({0, len(split) // 2, len(split) - 1}))
+    digest.update(repr([args.seed, args.random_flip, args.blank_background, vae.config.scaling_factor, size]).encode())
+    for row in few.select_columns(["image", "semantic_map"]):
         digest.update(row["image"].tobytes() + row["semantic_map"].tobytes())
     return digest.hexdigest()
 
@@ -138,11 +151,18 @@ def encode_row(row, index, kind, vae, args):
     return {"latents": encoded[0], "map_latents": encoded[1], "labels": small.to(torch.uint8)}
 
 
+def checked(row, shape):
+    """The encoded row, if it is of this shape."""
+    if row["labels"].shape != shape:
+        raise ValueError(f"`--dataset_name` has slices of {tuple(shape)} and of {tuple(row['labels'].shape)} latents, but training needs one size.")
+    return row
+
+
 class EncodedRows:
-    """Rows of one size, encoded each time that one is asked for, or taken from `cached` once that is set."""
+    """Rows of one size, encoded each time that one is asked for."""
 
     def __init__(self, split, vae, args):
-        self.split, self.vae, self.args, self.cached = split, vae, args, None
+        self.split, self.vae, self.args = split, vae, args
         self.kinds = row_kinds(split)
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         width, height = split[0]["semantic_map"].size
@@ -152,25 +172,42 @@ class EncodedRows:
         return len(self.split)
 
     def __getitem__(self, index):
-        if self.cached is not None:
-            return {name: tensor[index] for name, tensor in self.cached.items()}
-        row = encode_row(self.split[index], index, self.kinds[index], self.vae, self.args)
-        if row["labels"].shape != self.shape:
-            shapes = f"{self.shape} and of {tuple(row['labels'].shape)} latents"
-            raise ValueError(f"`--dataset_name` has slices of {shapes}, but training needs one size.")
-        return row
-
-    def encode(self, description):
-        """All rows, stacked."""
-        rows = [self[index] for index in tqdm(range(len(self)), desc=description, mininterval=5)]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return checked(encode_row(self.split[index], index, self.kinds[index], self.vae, self.args), self.shape)
 
 
-def training_batch(slices, nodules, step, args, factor):
+class CachedRows:
+    """Encoded rows of one size, stacked, in memory."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.shape = tuple(rows["labels"].shape[1:])
+
+    def __len__(self):
+        return len(self.rows["labels"])
+
+    def __getitem__(self, index):
+        return {name: tensor[index] for name, tensor in self.rows.items()}
+
+
+def encoded(split, limit, vae, args):
+    """Rows of kind "nodule" and all others, at most `limit` of each, encoded and stacked; a kind of which there are none is absent."""
+    rows = {"nodules": [], "slices": []}
+    for row in tqdm(split, desc="encode", mininterval=5):
+        kind = row.get("kind", "slice")
+        of_kind = rows["nodules" if kind == "nodule" else "slices"]
+        if limit is None or len(of_kind) < limit:
+            of_kind.append(encode_row(row, len(of_kind), kind, vae, args))
+            checked(of_kind[-1], of_kind[0]["labels"].shape)
+        elif "kind" not in row or min(map(len, rows.values())) == limit:
+            break
+    return {name: {part: torch.stack([row[part] for row in some]) for part in some[0]} for name, some in rows.items() if some}
+
+
+def training_batch(pools, step, args, factor):
     """Crops of latents for one step, drawn from the step's own random generator, so that a resumed run sees the same data."""
     generator = np.random.default_rng((args.seed, step))
-    from_nodules = nodules is not None and (slices is None or generator.random() < args.nodule_probability)
-    pool = nodules if from_nodules else slices
+    from_nodules = "nodules" in pools and ("slices" not in pools or generator.random() < args.nodule_probability)
+    pool = pools["nodules" if from_nodules else "slices"]
     height, width = pool.shape
     edge = min(args.crop_size // factor, height, width)
     count = args.train_batch_size * max(1, (args.crop_size // factor // edge) ** 2) if from_nodules else args.train_batch_size
@@ -202,13 +239,14 @@ def drop_labels(batch, share, generator):
             map_latents[:, gone] = 0
 
 
-def diffusion_loss(unet, batch, noise, timesteps, scheduler, nodule_weight, snr_gamma=None):
-    """Eq. 3.1, for the noise or for v. Weighting nodule latents leaves the optimum as it is: the map, a condition, sets the weight."""
+def diffusion_loss(unet, batch, noise, timesteps, scheduler, nodule_weight=1.0, bone_weight=1.0, snr_gamma=None):
+    """Eq. 3.1, for the noise or for v. Weighting labels leaves the optimum as it is: the map, a condition, sets the weight."""
     noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
     output = unet(torch.cat([noisy, batch["map_latents"]], dim=1), timesteps, semantic_map=batch["labels"]).sample
     v_prediction = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(batch["latents"], noise, timesteps) if v_prediction else noise
-    weight = 1 + (nodule_weight - 1) * (batch["labels"] >= SemanticLabel.NODULE_BENIGN)[:, None].float()
+    labels = batch["labels"][:, None]
+    weight = 1 + (nodule_weight - 1) * (labels >= SemanticLabel.NODULE_BENIGN) + (bone_weight - 1) * (labels == SemanticLabel.HIGH_DENSITY)
     if snr_gamma is not None:  # min(SNR, gamma), the weight of x0, in terms of the noise or of v
         snr = compute_snr(scheduler, timesteps)
         weight = weight * (snr.clamp(max=snr_gamma) / (snr + 1 if v_prediction else snr))[:, None, None, None]
@@ -226,7 +264,7 @@ def validation_loss(unet, pools, scheduler, args):
             noise = torch.randn(batch["latents"].shape, generator=generator)
             timesteps = torch.linspace(50, 950, len(noise)).long()
             batch = {k: v.to(unet.device) for k, v in batch.items()}
-            losses.append(diffusion_loss(unet, batch, noise.to(unet.device), timesteps.to(unet.device), scheduler, 1.0).item())
+            losses.append(diffusion_loss(unet, batch, noise.to(unet.device), timesteps.to(unet.device), scheduler).item())
     return float(np.mean(losses))
 
 
@@ -258,6 +296,8 @@ def main():
         raise SystemExit(f"--label_dropout is {args.label_dropout}, but 0..1 is needed.")
     if args.snr_gamma is not None and args.snr_gamma <= 0:
         raise SystemExit(f"--snr_gamma is {args.snr_gamma}, but a number above 0 is needed.")
+    if args.streaming and not args.cache_latents:
+        raise SystemExit("--streaming goes through the rows once, to encode them; it cannot be used with --no-cache_latents.")
     repository = open_model_repository(args) if accelerator.is_main_process else None
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -267,40 +307,33 @@ def main():
 
     vae = AutoencoderKL.from_pretrained(args.pretrained_vae).requires_grad_(False).eval().to(accelerator.device)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    dataset_source = args.dataset_name or args.train_data_dir
-    dataset = load_dataset(dataset_source)
-    if not {"train", "validation"} <= dataset.keys():
-        raise SystemExit(f"The dataset {dataset_source} has the splits {sorted(dataset)}, but train and validation are needed.")
-    if args.max_train_samples is not None:
-        if args.max_train_samples < 1:
-            raise SystemExit(f"--max_train_samples is {args.max_train_samples}, but at least 1 is needed.")
-        drawn = np.random.default_rng(args.seed).permutation(len(dataset["train"]))[: args.max_train_samples]
-        dataset["train"] = dataset["train"].select(np.sort(drawn))
+    dataset = open_splits(args)
     pools = {}
-    for split in ("train", "validation"):
-        kinds = row_kinds(dataset[split])
-        for name, of_kind in (("slices", kinds != "nodule"), ("nodules", kinds == "nodule")):
-            chosen = np.flatnonzero(of_kind)[: None if split == "train" else NUM_VALIDATION_ROWS]
-            rows = pools[split, name] = EncodedRows(dataset[split].select(chosen), vae, args) if len(chosen) else None
-            if rows is None or split == "train" and not args.cache_latents:
-                continue
-            file = latents_dir / f"{split}-{name}.safetensors"
-            with accelerator.main_process_first():
-                source = source_of(vae, rows.split, args)
-                if file.exists():
-                    with safe_open(file, "pt") as encoded:
-                        if (encoded.metadata() or {}).get("source") != source:
-                            raise SystemExit(f"{file} was encoded by another autoencoder, from other data or with other flags; remove it.")
-                else:
-                    latents_dir.mkdir(parents=True, exist_ok=True)
-                    save_file(rows.encode(f"encode {split} {name}"), f"{file}.part", {"source": source})
-                    Path(f"{file}.part").rename(file)  # an interrupted run leaves no half file behind
-                rows.cached = load_file(file)
-    whole = row_kinds(dataset["validation"]) != "nodule"
-    with_nodules = whole & [bool(nodules) for nodules in dataset["validation"]["nodules"]]
-    whole = np.flatnonzero(with_nodules if with_nodules.any() else whole)
-    chosen = whole[np.linspace(0, len(whole) - 1, min(args.num_validation_images, len(whole))).astype(int)]
-    validation_maps = [np.asarray(dataset["validation"][int(i)]["semantic_map"]) for i in chosen]
+    for split, rows in dataset.items():
+        if split == "train" and not args.cache_latents:
+            of_kind = {"nodules": np.flatnonzero(row_kinds(rows) == "nodule"), "slices": np.flatnonzero(row_kinds(rows) != "nodule")}
+            pools[split] = {name: EncodedRows(rows.select(chosen), vae, args) for name, chosen in of_kind.items() if len(chosen)}
+            continue
+        file = latents_dir / f"{split}.safetensors"
+        with accelerator.main_process_first():
+            source = source_of(vae, rows, args)
+            if not file.exists():
+                pool = encoded(rows, None if split == "train" else NUM_VALIDATION_ROWS, vae, args)
+                latents_dir.mkdir(parents=True, exist_ok=True)
+                tensors = {f"{name}.{part}": tensor for name, parts in pool.items() for part, tensor in parts.items()}
+                save_file(tensors, f"{file}.part", {"source": source})
+                Path(f"{file}.part").rename(file)  # an interrupted run leaves no half file behind
+            with safe_open(file, "pt") as saved:
+                if (saved.metadata() or {}).get("source") != source:
+                    raise SystemExit(f"{file} was encoded by another autoencoder, from other data or with other flags; remove it.")
+                pools[split] = {
+                    name: CachedRows({part: saved.get_tensor(f"{name}.{part}") for part in ("latents", "map_latents", "labels")})
+                    for name in ("slices", "nodules")
+                    if f"{name}.labels" in saved.keys()
+                }
+    whole = rows_of_kind(dataset["validation"], lambda kind: kind != "nodule")
+    with_nodules = spread_rows(whole.filter(bool, input_columns="nodules"), args.num_validation_images)
+    validation_maps = [np.asarray(row["semantic_map"]) for row in with_nodules or spread_rows(whole, args.num_validation_images)]
 
     if args.pretrained_unet is not None:
         unet = SpadeUNet2DModel.from_pretrained(args.pretrained_unet)
@@ -354,7 +387,7 @@ def main():
     micro_step = step * args.gradient_accumulation_steps
     while step < args.max_train_steps:
         data_step = micro_step * accelerator.num_processes + accelerator.process_index
-        batch = training_batch(pools["train", "slices"], pools["train", "nodules"], data_step, args, factor)
+        batch = training_batch(pools["train"], data_step, args, factor)
         if args.label_dropout:
             drop_labels(batch, args.label_dropout, np.random.default_rng((args.seed, data_step, 1)))
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + data_step)
@@ -362,7 +395,7 @@ def main():
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator).to(accelerator.device)
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         with accelerator.accumulate(unet):
-            loss = diffusion_loss(unet, batch, noise, timesteps, scheduler, args.nodule_weight, args.snr_gamma)
+            loss = diffusion_loss(unet, batch, noise, timesteps, scheduler, args.nodule_weight, args.bone_weight, args.snr_gamma)
             if not torch.isfinite(loss):
                 raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
             accelerator.backward(loss)
@@ -393,8 +426,8 @@ def main():
             ema.store(model.parameters())
             ema.copy_to(model.parameters())
             model.eval()
-            held_out = [pool for pool in (pools["validation", "slices"], pools["validation", "nodules"]) if pool is not None]
-            figures = {"train_loss": float(np.mean(recent[-200:])), "validation_loss": validation_loss(model, held_out, scheduler, args)}
+            held_out = validation_loss(model, pools["validation"].values(), scheduler, args)
+            figures = {"train_loss": float(np.mean(recent[-200:])), "validation_loss": held_out}
             validation_picture(pipeline(), validation_maps, args.output_dir / f"validation-{step}.png")
             pipeline().save_pretrained(args.output_dir / "pipeline")
             ema.restore(model.parameters())
