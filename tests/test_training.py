@@ -115,7 +115,13 @@ def launch(script, cache, *arguments, num_processes=1, hub=None):
 
 
 @pytest.fixture
-def train(monkeypatch, tmp_path):
+def no_pause(monkeypatch):
+    """A shuffled stream of datasets 5 pauses for five seconds at the end of each pass."""
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path, no_pause):
     """Run a script's command line in this process, as `launch` does in one of its own: that spares the imports."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
@@ -344,7 +350,7 @@ def test_a_streamed_run_resumes_where_it_was(tmp_path, train, dataset):
     assert_same_weights(*(folder / "diffusion_pytorch_model.safetensors" for folder in (whole, resumed)))
 
 
-def test_rows_of_a_stream_have_their_number(dataset):
+def test_rows_of_a_stream_have_their_number(dataset, no_pause):
     stream = load_dataset(str(dataset), split="train", streaming=True)
     first, second = StreamedRows(stream, seed=0), StreamedRows(stream, seed=0)
     every = [np.asarray(first[number]["image"]) for number in range(36)]  # three epochs of twelve rows
