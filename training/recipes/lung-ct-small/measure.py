@@ -1,9 +1,11 @@
-"""Measure a checkpoint on slices of validation patients: reconstruction, obedience to the map, nodules, malignancy guidance.
+"""Measure a checkpoint on slices of validation patients: reconstruction, obedience to the map, densities, nodules.
 
     python training/recipes/lung-ct-small/measure.py --dataset_name lung-ct-small-data --output_dir measured
 
-Prints and writes `measured.json`; draws `samples.png` (map | real | generated) and `guidance.png` (benign to malignant at each scale).
-The nodules of the maps are rated LIDC-IDRI nodules of validation patients set into slices of validation patients.
+Prints and writes `measured.json`; draws `samples.png` (map | real | generated) of eight slices. The nodules of the maps are rated LIDC-IDRI
+nodules of validation patients set into slices of validation patients. Distances of HU histograms (Wasserstein-1 over the standard deviation
+of the real values) stand beside those of real slices of the training patients: what another set of patients costs.
+`measure_guidance.py` measures guidance.
 """
 
 import argparse
@@ -13,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from datasets import load_dataset
 from matplotlib.figure import Figure
-from scipy.ndimage import binary_dilation, distance_transform_edt
+from scipy.ndimage import binary_dilation, label
 from scipy.stats import wasserstein_distance
 from skimage.morphology import disk
 
@@ -29,10 +32,27 @@ def dice(a, b):
 
 
 def nodule_regions(semantic_map, nodule):
-    """Mask of the nodule, of the dilated nodule, and of the lung 4..10 pixels around it, free of other nodules."""
+    """Mask of the nodule, and of the lung 4..10 pixels around it, free of other nodules."""
     mask = nodule.mask(semantic_map.shape)
-    around = binary_dilation(mask, disk(10)) & ~binary_dilation(mask, disk(4)) & (semantic_map == SemanticLabel.LUNG)
-    return mask, binary_dilation(mask, disk(6)), around
+    return mask, binary_dilation(mask, disk(10)) & ~binary_dilation(mask, disk(4)) & (semantic_map == SemanticLabel.LUNG)
+
+
+def lung_difference(semantic_map, hu):
+    """|HU of one lung - HU of the other|, means over the two largest pieces of lung; None where these are not two lungs."""
+    pieces, _ = label(semantic_map == SemanticLabel.LUNG)
+    areas = np.bincount(pieces.ravel())[1:]
+    first, second = (np.argsort(areas)[::-1][:2] + 1) if len(areas) > 1 else (0, 0)
+    if not first or areas[second - 1] < areas[first - 1] / 4:
+        return None
+    return float(abs(hu[pieces == first].mean() - hu[pieces == second].mean()))
+
+
+def labelled_hu(pictures):
+    """{label name: (real HU, generated HU)} over all pictures, lists of (map, real, generated)."""
+    drawn, *images = (np.concatenate([picture[i].ravel() for picture in pictures]) for i in range(3))
+    return {
+        name.lower(): [hu[drawn == label] for hu in images] for name, label in SemanticLabel.__members__.items() if label and (drawn == label).any()
+    }
 
 
 def texture_rating(row, nodule):
@@ -41,20 +61,14 @@ def texture_rating(row, nodule):
     return row["nodules"][int(np.argmin(distance))]["texture"]
 
 
-def nodule_area(hu, dilated):
-    """Pixels above -400 HU within the dilated nodule."""
-    return int((hu[dilated] > -400).sum())
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_name", required=True)
     parser.add_argument("--pretrained_model_name_or_path", default=None, help="default: the shipped checkpoint")
-    parser.add_argument("--num_slices", type=int, default=8, help="validation slices for reconstruction and obedience")
+    parser.add_argument("--num_slices", type=int, default=30, help="validation slices")
     parser.add_argument("--num_crops", type=int, default=352, help="validation nodule crops for reconstruction")
-    parser.add_argument("--num_guided", type=int, default=3, help="validation slices for guidance")
     parser.add_argument("--num_inference_steps", type=int, default=25)
-    parser.add_argument("--scales", type=float, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="of sampling; bf16 needs hardware for it")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
 
@@ -62,13 +76,17 @@ def main():
     pipe = LSDMGuidedPipeline.from_pretrained(args.pretrained_model_name_or_path or small_checkpoint())
     validation = load_dataset(args.dataset_name, split="validation")
     rows = np.flatnonzero(np.array(validation["kind"]) == "slice_with_nodules")
-    rows = [validation[int(rows[i])] for i in np.linspace(0, len(rows) - 1, args.num_slices).astype(int)]
+    rows = [validation[int(rows[i])] for i in np.linspace(0, len(rows) - 1, min(args.num_slices, len(rows))).astype(int)]
 
-    def generate(semantic_map, features=None, scale=1.0):
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+
+    def generate(semantic_map):
         generator = torch.Generator().manual_seed(0)
-        return pipe(semantic_map, features, args.num_inference_steps, scale, generator=generator, output_type="hu").images[0]
+        with accelerator.autocast():
+            return pipe(semantic_map, num_inference_steps=args.num_inference_steps, generator=generator, output_type="hu").images[0]
 
     measured = {"psnr": [], "nodule_psnr": [], "mae_hu": [], "dice_lung": [], "dice_body": [], "dice_bone": []}
+    measured |= {"lung_difference_hu": [], "real_lung_difference_hu": []}
     measured |= {f"{kind}_contrast_hu": [] for kind in ("nodule", "real_nodule", "solid_nodule", "real_solid_nodule")}
     pictures = []
     for crop, _ in islice(nodule_crops(validation), args.num_crops):
@@ -89,8 +107,11 @@ def main():
         measured["dice_lung"].append(dice(lung, lung_again))
         measured["dice_body"].append(dice((labels > 0) & ~lung, (again > 0) & ~lung_again))
         measured["dice_bone"].append(dice(labels == SemanticLabel.HIGH_DENSITY, again == SemanticLabel.HIGH_DENSITY))
+        if (difference := lung_difference(labels, made)) is not None:
+            measured["lung_difference_hu"].append(difference)
+            measured["real_lung_difference_hu"].append(lung_difference(labels, hu))
         for nodule in find_nodules(labels):
-            mask, _, around = nodule_regions(labels, nodule)
+            mask, around = nodule_regions(labels, nodule)
             if mask.sum() >= 12 and around.any():
                 for kind, image in (("nodule", made), ("real_nodule", hu)):
                     contrast = float(image[mask].mean() - image[around].mean())
@@ -99,42 +120,25 @@ def main():
                         measured[f"{kind.replace('nodule', 'solid_nodule')}_contrast_hu"].append(contrast)
         pictures.append((labels, hu, made))
 
-    guided = {"none": [], **{f"{kind} s={scale:g}": [] for scale in args.scales for kind in ("benign", "malignant")}}
-    elsewhere = {name: [] for name in guided if name != "none"}
-    strips = []
-    for labels, _, plain in [picture for picture in pictures if find_nodules(picture[0])][: args.num_guided]:
-        nodules = [(nodule, *nodule_regions(labels, nodule)[:2]) for nodule in find_nodules(labels)]
-        far = distance_transform_edt(~np.any([mask for _, mask, _ in nodules], axis=0)) > 32
-        runs = {"none": plain}
-        for scale in args.scales:
-            for kind in ("benign", "malignant"):
-                runs[f"{kind} s={scale:g}"] = generate(labels, {"malignancy": kind}, scale)
-        for name, hu in runs.items():
-            guided[name] += [nodule_area(hu, dilated) for _, _, dilated in nodules]
-            if name != "none":
-                elsewhere[name].append(float(np.abs(hu.astype(int) - plain)[far].mean()))
-        largest = max(nodules, key=lambda entry: entry[0].area)[0]
-        y, x = (min(max(int(c) - 32, 0), 448) for c in largest.centroid_yx)
-        order = [f"benign s={s:g}" for s in reversed(args.scales)] + ["none"] + [f"malignant s={s:g}" for s in args.scales]
-        strips.append((labels[y : y + 64, x : x + 64], [(name, runs[name][y : y + 64, x : x + 64]) for name in order]))
-
     measured = {name: values for name, values in measured.items() if values}
-    summary = {name: {"mean": float(np.mean(values)), "worst": float(np.min(values)), "n": len(values)} for name, values in measured.items()}
-    real, made = (np.concatenate([picture[i].ravel() for picture in pictures]) for i in (1, 2))
-    drawn = np.concatenate([picture[0].ravel() for picture in pictures])
-    summary["hu_wasserstein_over_spread"] = {
-        label.name.lower(): float(wasserstein_distance(real[drawn == label], made[drawn == label]) / real[drawn == label].std())
-        for label in SemanticLabel
-        if label != SemanticLabel.BACKGROUND and (drawn == label).any()
-    }
-    summary["guidance_mean_area_px"] = {name: float(np.mean(values)) for name, values in guided.items()}
-    summary["guidance_change_beyond_32px_hu"] = {name: float(np.mean(values)) for name, values in elsewhere.items()}
-    summary["guided_nodules"] = len(guided["none"])
+    summary = {name: {"mean": float(np.mean(values)), "lowest": float(np.min(values)), "n": len(values)} for name, values in measured.items()}
+    train = load_dataset(args.dataset_name, split="train")
+    others = np.flatnonzero(np.array(train["kind"]) == "slice_with_nodules")
+    others = [train[int(others[i])] for i in np.linspace(0, len(others) - 1, min(args.num_slices, len(others))).astype(int)]
+    others = labelled_hu([(np.asarray(row["semantic_map"]), *[np.asarray(row["image"]).astype(int) - 1024] * 2) for row in others])
+    summary["hu"] = {}
+    for name, (real, made) in labelled_hu(pictures).items():
+        figures = {"real_mean": real.mean(), "real_deviation": real.std(), "generated_mean": made.mean(), "generated_deviation": made.std()}
+        figures["wasserstein_over_spread"] = wasserstein_distance(real, made) / real.std()
+        if name in others:
+            figures["wasserstein_over_spread_of_training_patients"] = wasserstein_distance(real, others[name][0]) / real.std()
+        summary["hu"][name] = {key: float(value) for key, value in figures.items()}
     for kind in ("solid_nodule", "real_solid_nodule"):
         summary[f"{kind}s_below_200_hu"] = int(np.sum(np.array(measured.get(f"{kind}_contrast_hu", [])) < 200))
     (args.output_dir / "measured.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
 
+    pictures = [pictures[i] for i in np.linspace(0, len(pictures) - 1, min(8, len(pictures))).astype(int)]
     figure = Figure(figsize=(12, 4 * len(pictures)), layout="constrained")
     for axes, panels in zip(np.atleast_2d(figure.subplots(len(pictures), 3)), pictures, strict=True):
         for axis, panel, title in zip(axes, panels, ("semantic map", "real", "generated"), strict=True):
@@ -143,16 +147,6 @@ def main():
             axis.set_title(title)
             axis.axis("off")
     figure.savefig(args.output_dir / "samples.png", dpi=60)
-    figure = Figure(figsize=(2 * (2 + 2 * len(args.scales)), 2.2 * len(strips)), layout="constrained")
-    for axes, (labels, crops) in zip(np.atleast_2d(figure.subplots(len(strips), 2 + 2 * len(args.scales))), strips, strict=True):
-        axes[0].imshow(PALETTE[labels])
-        axes[0].set_title("map", fontsize=9)
-        for axis, (name, crop) in zip(axes[1:], crops, strict=True):
-            axis.imshow(crop, cmap="gray", vmin=-1350, vmax=150)
-            axis.set_title(name, fontsize=9)
-        for axis in axes:
-            axis.axis("off")
-    figure.savefig(args.output_dir / "guidance.png", dpi=90)
 
 
 if __name__ == "__main__":
