@@ -1,7 +1,8 @@
 """Training steps of the small recipe's sizes, on made-up slices of 512x512: python tests/benchmarks/bench_training.py
 
 Alternating in one process, medians: the share of a step spent on its data (yardstick: the whole step), the SPADE step against the same step of
-diffusers' `UNet2DModel` of equal widths, and slices a second with latents cached against latents encoded as they are drawn.
+diffusers' `UNet2DModel` of equal widths, in bfloat16 and with channels last, and slices a second with latents cached against latents encoded
+as they are drawn.
 """
 
 import argparse
@@ -55,7 +56,7 @@ def main():
     vae = AutoencoderKL.from_pretrained(small_checkpoint(), subfolder="vae")
 
     slices = [generator.standard_normal((512, 512), dtype=np.float32) for _ in range(16)]
-    settings = SimpleNamespace(seed=0, crop_size=96, train_batch_size=4)
+    settings = SimpleNamespace(seed=0, crop_size=96, train_batch_size=4, streaming=False)
     loss, data, step = AutoencoderLoss(vae, 1e-4, difference_weight=1.0), [], []
     for repeat in range(args.repeats + 1):
         seconds, pixels = timed(lambda repeat=repeat: autoencoder.training_batch(slices, [], repeat, settings))
@@ -87,32 +88,52 @@ def main():
     image = Image.fromarray(generator.integers(0, 1800, (512, 512)).astype(np.uint16))
     rows = Dataset.from_list([{"image": image, "semantic_map": Image.fromarray(labels)}] * 8)
     settings = SimpleNamespace(seed=0, crop_size=512, train_batch_size=1, nodule_probability=0.0, random_flip=True, blank_background=True)
-    cached, live = (unet_script.EncodedRows(rows, vae, settings) for _ in range(2))
-    cached.cached = live.encode("encode")
+    live = {"slices": unet_script.EncodedRows(rows, vae, settings)}
+    cached = {"slices": unet_script.CachedRows(unet_script.encoded(rows, None, vae, settings)["slices"])}
 
     def spade_step(batch, noise, timesteps):
-        descend(spade, unet_script.diffusion_loss(spade, batch, noise, timesteps, scheduler, 1.0))
+        descend(spade, unet_script.diffusion_loss(spade, batch, noise, timesteps, scheduler))
 
     def plain_step(batch, noise, timesteps):
         noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
         output = plain(torch.cat([noisy, batch["map_latents"]], dim=1), timesteps).sample
         descend(plain, (output - scheduler.get_velocity(batch["latents"], noise, timesteps)).square().mean())
 
-    seconds = {name: [] for name in ("data", "data, live", "spade", "plain")}
+    def bfloat16(run):
+        def step(*inputs):
+            with torch.autocast("cpu", torch.bfloat16):
+                run(*inputs)
+
+        return step
+
+    def channels_last_step(batch, noise, timesteps):
+        spade.to(memory_format=torch.channels_last)
+        spade_step({n: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for n, t in batch.items()}, noise, timesteps)
+        spade.to(memory_format=torch.contiguous_format)
+
+    runs = {"spade": spade_step, "plain": plain_step, "spade, channels last": channels_last_step}
+    runs |= {"spade, bfloat16": bfloat16(spade_step), "plain, bfloat16": bfloat16(plain_step)}
+    seconds = {name: [] for name in ("data", "data, live", *runs)}
     for repeat in range(args.repeats + 1):
         took = {}
-        took["data"], batch = timed(lambda repeat=repeat: unet_script.training_batch(cached, None, repeat, settings, 4))
-        took["data, live"], _ = timed(lambda repeat=repeat: unet_script.training_batch(live, None, repeat, settings, 4))
+        took["data"], batch = timed(lambda repeat=repeat: unet_script.training_batch(cached, repeat, settings, 4))
+        took["data, live"], _ = timed(lambda repeat=repeat: unet_script.training_batch(live, repeat, settings, 4))
         noise, timesteps = torch.randn_like(batch["latents"]), torch.randint(1000, (1,))
-        for name, run in (("spade", spade_step), ("plain", plain_step)):
+        for name, run in runs.items():
             took[name], _ = timed(lambda run=run, b=batch, n=noise, t=timesteps: run(b, n, t))
         if repeat:
             for name, value in took.items():
                 seconds[name].append(value)
     report("U-Net, latents cached", seconds["data"], seconds["spade"])
     report("U-Net, latents encoded as drawn", seconds["data, live"], seconds["spade"])
-    ratio = np.median(np.array(seconds["spade"]) / np.array(seconds["plain"]))
-    print(f"U-Net: SPADE / plain UNet2DModel {ratio:.2f}, one whole slice a step")
+    for name, yardstick in (
+        ("spade", "plain"),
+        ("spade, bfloat16", "plain, bfloat16"),
+        ("spade, bfloat16", "spade"),
+        ("spade, channels last", "spade"),
+    ):
+        ratio = np.median(np.array(seconds[name]) / np.array(seconds[yardstick]))
+        print(f"U-Net step, one whole slice: {name} / {yardstick} {ratio:.2f}")
     rate = {name: 1 / np.median(np.array(seconds[name]) + np.array(seconds["spade"])) for name in ("data", "data, live")}
     print(f"slices a second: cached {rate['data']:.2f}, encoded as drawn {rate['data, live']:.2f}, ratio {rate['data'] / rate['data, live']:.2f}")
 
