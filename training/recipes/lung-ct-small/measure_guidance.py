@@ -24,6 +24,7 @@ from skimage.morphology import disk
 from tqdm.auto import tqdm
 
 from lsdm_diffusers import LSDMGuidedPipeline, find_nodules, small_checkpoint
+from lsdm_diffusers.metrics import patient_bootstrap
 from lsdm_diffusers.semantic_map import PALETTE
 
 
@@ -50,16 +51,6 @@ def measured_nodule(generate, labels, nodules, index, arms):
         figures[name] = {"area": int((hu[near] > -400).sum()), "hu": float(hu[mask].mean())}
         figures[name]["elsewhere"] = float(np.abs(hu - pictures["none"])[far].mean())
     return figures, pictures
-
-
-def bootstrap(values, patients, repetitions=2000):
-    """Mean, and its 95% interval when whole patients are drawn again."""
-    generator = np.random.default_rng(0)
-    of_patient = [values[patients == patient] for patient in np.unique(patients)]
-    sums, counts = (np.array([f(some) for some in of_patient]) for f in (np.sum, len))
-    drawn = generator.integers(len(of_patient), size=(repetitions, len(of_patient)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    return {"mean": float(values.mean()), "interval": [float(bound) for bound in np.quantile(means, (0.025, 0.975))]}
 
 
 def main():
@@ -139,13 +130,13 @@ def main():
     summary = {"nodules": len(entries), "patients": len(np.unique(patients)), "area_px": {}, "spearman_of_mean_area": {}}
     for name in arms:
         if not name.startswith("texture"):
-            summary["area_px"][name] = bootstrap(column["area"][name], patients)
+            summary["area_px"][name] = patient_bootstrap(column["area"][name], patients)
     for kind in ("benign", "malignant"):
         means = [summary["area_px"]["none"]["mean"], *(summary["area_px"][f"{kind} s={scale:g}"]["mean"] for scale in args.scales)]
         summary["spearman_of_mean_area"][kind] = float(spearmanr(args.scales, means[1:])[0])
     ground_glass, solid = (column["hu"][f"texture {rating} s={args.texture_scale:g}"] for rating in (1, 5))
-    summary["texture_hu"] = {"texture 1": bootstrap(ground_glass, patients), "none": bootstrap(column["hu"]["none"], patients)}
-    summary["texture_hu"] |= {"texture 5": bootstrap(solid, patients), "1 minus 5": bootstrap(ground_glass - solid, patients)}
+    summary["texture_hu"] = {"texture 1": patient_bootstrap(ground_glass, patients), "none": patient_bootstrap(column["hu"]["none"], patients)}
+    summary["texture_hu"] |= {"texture 5": patient_bootstrap(solid, patients), "1 minus 5": patient_bootstrap(ground_glass - solid, patients)}
     summary["texture_hu"]["share_lower"] = float((ground_glass < solid).mean())
     summary["change_beyond_32px_hu"] = {name: float(column["elsewhere"][name].mean()) for name in arms if name != "none"}
     (args.output_dir / "guidance.json").write_text(json.dumps(summary, indent=1) + "\n")
