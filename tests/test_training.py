@@ -258,6 +258,16 @@ def test_unet(tmp_path, dataset, vae, semantic_map):
     assert sample(pipe, semantic_map).shape == (1, 96, 128)
 
 
+def test_a_classifier_goes_on_from_that_of_another_feature(tmp_path, train, dataset, vae):
+    common = ["--dataset_name", dataset, "--pretrained_vae", vae, "--train_batch_size", 2, "--augmentation_views", 1, "--max_train_steps", 1]
+    train("train_classifier.py", *common, "--feature", "malignancy", "--output_dir", tmp_path / "malignancy")
+    common += ["--pretrained_classifier", tmp_path / "malignancy", "--learning_rate", 0, "--adam_weight_decay", 0]
+    train("train_classifier.py", *common, "--feature", "spiculation", "--output_dir", tmp_path / "spiculation")
+    before, after = (load_file(tmp_path / name / "diffusion_pytorch_model.safetensors") for name in ("malignancy", "spiculation"))
+    assert after["head.weight"].shape[0] == 1
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("head."))
+
+
 @pytest.fixture(scope="module")
 def train_unet():
     """The U-Net's script as a module."""
@@ -386,6 +396,7 @@ def test_flags_that_all_scripts_share(tmp_path, train, dataset, vae, script, fla
     [
         ("train_autoencoder.py", ("--freeze_encoder",), "--freeze_encoder needs --pretrained_vae"),
         ("train_autoencoder.py", ("--max_train_samples", 0), "--max_train_samples is 0, but at least 1 is needed"),
+        ("train_classifier.py", ("--feature", "texture", "--pretrained_classifier", "CLASSIFIER"), "has other sizes than the flags ask for"),
         ("train_unet.py", ("--streaming", "--no-cache_latents"), "it cannot be used with --no-cache_latents"),
         ("train_unet.py", ("--label_dropout", 2), "--label_dropout is 2.0, but 0..1 is needed"),
         ("train_unet.py", ("--snr_gamma", 0), "--snr_gamma is 0.0, but a number above 0 is needed"),
@@ -393,6 +404,9 @@ def test_flags_that_all_scripts_share(tmp_path, train, dataset, vae, script, fla
 )
 def test_wrong_flags_say_what_is_allowed(tmp_path, train, dataset, vae, script, flags, message):
     common = [] if script == "train_autoencoder.py" else ["--pretrained_vae", vae]
+    if "CLASSIFIER" in flags:
+        NoduleClassifier(block_out_channels=(24, 48)).save_pretrained(tmp_path / "classifier")
+        flags = [tmp_path / "classifier" if flag == "CLASSIFIER" else flag for flag in flags]
     with pytest.raises(SystemExit, match=message):
         train(script, "--dataset_name", dataset, *common, *flags, "--output_dir", tmp_path / "run")
 

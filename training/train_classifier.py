@@ -47,6 +47,9 @@ def parse_args():
     )
     model = parser.add_argument_group("model")
     model.add_argument("--pretrained_vae", type=Path, required=True, help="folder of the trained autoencoder")
+    model.add_argument(
+        "--pretrained_classifier", type=Path, default=None, help="begin with this classifier's weights, of the same sizes, and a fresh head"
+    )
     model.add_argument("--feature", choices=NODULE_FEATURES, required=True, help="the rating it learns")
     model.add_argument("--objective", choices=OBJECTIVES, help="default: classification for malignancy, regression for the others")
     model.add_argument("--block_out_channels", type=int, nargs="+", default=[24, 48, 72, 96], help="widths; four levels take 64x64 pixels to 8x8")
@@ -188,6 +191,13 @@ def main():
         dropout=args.dropout,
         hu_thresholds=args.hu_thresholds,
     )
+    if args.pretrained_classifier:
+        weights = NoduleClassifier.from_pretrained(args.pretrained_classifier).state_dict()
+        weights |= {name: tensor for name, tensor in classifier.state_dict().items() if name.startswith("head.")}
+        try:
+            classifier.load_state_dict(weights)
+        except RuntimeError as error:
+            raise SystemExit(f"--pretrained_classifier {args.pretrained_classifier} has other sizes than the flags ask for: {error}") from None
     classifier.train()
     if args.gradient_checkpointing:
         classifier.enable_gradient_checkpointing()
