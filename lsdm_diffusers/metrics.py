@@ -5,6 +5,7 @@ makes the features, so its name belongs beside every figure, and no network take
 """
 
 import hashlib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -126,8 +127,10 @@ def kernel_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
     """Squared maximum mean discrepancy of two sets of features (N, d) with a cubic kernel: the KID (Bińkowski et al. 2018), unbiased."""
     _check_features(real, generated)
     size = min(len(real), len(generated))
-    # one subset of the smaller set's size; with N equal it is the whole sets, and nothing is left to chance
-    metric = KernelInceptionDistance(feature=_Features(real.shape[1]), subsets=1 if len(real) == len(generated) else 50, subset_size=size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of memory for the features, which the caller holds anyway
+        # one subset of the smaller set's size; with N equal it is the whole sets, and nothing is left to chance
+        metric = KernelInceptionDistance(feature=_Features(real.shape[1]), subsets=1 if len(real) == len(generated) else 50, subset_size=size)
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
     return float(metric.compute()[0])

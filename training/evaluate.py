@@ -1,0 +1,331 @@
+"""Evaluate pipelines on held-out maps: the thesis' Tables 5.1 and 5.2, and whether the maps are obeyed.
+
+    python training/evaluate.py --pretrained_model_name_or_path lung-ct-small/unet/pipeline ldm/pipeline \
+        --dataset_name lung-ct-small-data --arms none malignancy --seeds 0 1 --output_dir evaluated
+    torchrun --nproc_per_node 2 training/evaluate.py ...   # shares the images among processes
+
+Every image is made once and kept in `<output_dir>/images`, so that an interrupted run goes on, and a further model, seed or arm costs only its
+own images. Arms guide each nodule by the true ratings of the data; pipelines without the classifier have the arm `none` only. Beside the
+models stand the real slices: against those of as many training patients' slices (the distance that another set of patients has), and as
+they are (what recomputed labels and nodule sizes do to a real slice).
+
+Writes `results.json`, `results.md`, `samples.png`, `nodules.png`, and for each model `model-index-<model>.yml` for its card.
+"""
+
+import argparse
+import hashlib
+import inspect
+import json
+import time
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from huggingface_hub import EvalResult, ModelCardData
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy.ndimage import binary_dilation
+from skimage.morphology import disk
+from tqdm.auto import tqdm
+
+import lsdm_diffusers
+from lsdm_diffusers.ct_dataset import decode_image, encode_image, write_atomically
+from lsdm_diffusers.guidance import crop_box
+from lsdm_diffusers.metrics import EXTRACTORS, feature_extractor, features_of, frechet_distance, kernel_distance, paired_metrics
+from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
+from lsdm_diffusers.semantic_map import PALETTE, SemanticLabel, find_nodules, scaled_hu, semantic_map_from_hu
+from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind
+
+ARMS = ("none", *NODULE_FEATURES, "all")
+AIR_TO_TISSUE = -500  # HU between lung and nodule
+BETTER = {"fid": "low", "kid": "low", "ssim": "high", "ms_ssim": "high", "lpips": "low", "nodule_fid": "low", "nodule_kid": "low"}
+BETTER |= {"dice_lung": "high", "dice_bone": "high", "nodule_dice": "high", "missed_nodules": "low", "diameter_error_mm": "low"}
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--pretrained_model_name_or_path", nargs="+", required=True, metavar="NAME=PATH", help="folders or Hub ids of pipelines; NAME= is optional"
+    )
+    models.add_argument("--arms", nargs="+", choices=ARMS, default=["none"], help="guidance: off, by one feature, or by all")
+    models.add_argument("--guidance_scale", type=float, default=1.0, help="s of the guided arms")
+    models.add_argument("--scheduler", default=None, help="name of a diffusers scheduler class; default: each pipeline's own")
+    models.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps")
+    models.add_argument("--seeds", type=int, nargs="+", default=[0], help="one image of each map and seed")
+    models.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="of sampling; bf16 needs hardware for it")
+    data = add_data_arguments(parser)
+    data.add_argument("--split", default="validation", help="split whose maps are drawn and whose slices are compared")
+    data.add_argument("--max_samples", type=int, default=None, help="evaluate on this many slices, evenly spread; default: all")
+    metrics = parser.add_argument_group("metrics")
+    metrics.add_argument("--feature_extractor", choices=EXTRACTORS, default="inception", help="network of FID and KID; efficientnet works offline")
+    metrics.add_argument("--lpips", action="store_true", help="LPIPS too; fetches VGG weights")
+    parser.add_argument("--seed", type=int, default=0, help="which training slices stand against the real ones, where --max_train_samples draws")
+    parser.add_argument("--output_dir", type=Path, required=True, help="for images, features and results")
+    return parser.parse_args()
+
+
+def load_pipeline(path, scheduler):
+    """A pipeline of this package, of whatever class its model_index.json names."""
+    name = DiffusionPipeline.load_config(path)["_class_name"]
+    if not hasattr(lsdm_diffusers, name):
+        raise SystemExit(f"--pretrained_model_name_or_path {path} is a {name}, but a pipeline of lsdm_diffusers is needed.")
+    pipe = getattr(lsdm_diffusers, name).from_pretrained(path)
+    pipe.set_progress_bar_config(disable=True)
+    if scheduler and hasattr(pipe, "scheduler"):
+        if not hasattr(diffusers, scheduler):
+            raise SystemExit(f"--scheduler is {scheduler}, but a scheduler class of diffusers is needed.")
+        pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    return pipe
+
+
+def weights_digest(pipe):
+    """Images of other weights under the same name must not be taken for this model's."""
+    digest = hashlib.sha256()
+    for name, part in sorted(pipe.components.items()):
+        if isinstance(part, torch.nn.Module):
+            digest.update(name.encode() + b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in part.state_dict().values()))
+    return digest.hexdigest()[:8]
+
+
+def rated(row, nodule):
+    """The entry of column `nodules` whose centroid is nearest to a nodule of the map."""
+    return min(row["nodules"], key=lambda entry: np.hypot(*np.subtract(entry["centroid_yx"], nodule.centroid_yx)))
+
+
+def features_asked(row, nodules, arm, pipe):
+    """`nodule_features` of an arm: for each nodule of the map its true ratings, of the features that the arm guides."""
+    if arm == "none":
+        return None
+    guided = [f for f in NODULE_FEATURES if arm in (f, "all") and getattr(pipe, f"{f}_classifier", None) is not None]
+    return [[{f: rated(row, nodule)[f] for f in guided if rated(row, nodule)[f]} for nodule in nodules]]
+
+
+def arms_of(pipe, args):
+    """The arms this pipeline can be asked for."""
+    able = [f for f in NODULE_FEATURES if getattr(pipe, f"{f}_classifier", None) is not None]
+    return [arm for arm in args.arms if arm == "none" or arm in able or arm == "all" and able]
+
+
+def nodule_figures(labels, hu, spacing):
+    """Dice, diameter error in mm and whether it is missed, for each nodule of a map, from the tissue within 6 pixels of it."""
+    figures = []
+    every = labels >= SemanticLabel.NODULE_BENIGN
+    for nodule in find_nodules(labels):
+        mask = nodule.mask(labels.shape)
+        near = binary_dilation(mask, disk(6)) & (mask | ~every) & ((labels == SemanticLabel.LUNG) | mask)
+        seen = near & (hu > AIR_TO_TISSUE)
+        dice = 2 * (seen & mask).sum() / (seen.sum() + mask.sum())
+        diameters = [2 * np.sqrt(area.sum() / np.pi) * spacing for area in (seen, mask)]
+        figures.append({"nodule_dice": dice, "diameter_error_mm": abs(diameters[0] - diameters[1]), "missed_nodules": float(dice < 0.1)})
+    return figures
+
+
+def obedience(rows, slices):
+    """How far the labels recomputed from slices (HU) are those of the maps; means over slices and over nodules."""
+    figures = {name: [] for name in ("dice_lung", "dice_bone", "nodule_dice", "diameter_error_mm", "missed_nodules")}
+    for row, hu in zip(rows, slices, strict=True):
+        labels = np.asarray(row["semantic_map"])
+        again = semantic_map_from_hu(hu, row["pixel_spacing_mm"])
+        for name, a, b in (
+            ("dice_lung", labels >= SemanticLabel.LUNG, again >= SemanticLabel.LUNG),
+            ("dice_bone", labels == SemanticLabel.HIGH_DENSITY, again == SemanticLabel.HIGH_DENSITY),
+        ):
+            if a.any():
+                figures[name].append(2 * (a & b).sum() / (a.sum() + b.sum()))
+        for nodule in nodule_figures(labels, hu, row["pixel_spacing_mm"]):
+            for name, value in nodule.items():
+                figures[name].append(value)
+    return {name: float(np.mean(values)) for name, values in figures.items() if values}
+
+
+def crops_of(rows, slices):
+    """64x64 pixels around every nodule of the maps, (N, 1, 64, 64) in [-1, 1]."""
+    crops = []
+    for row, hu in zip(rows, slices, strict=True):
+        for nodule in find_nodules(np.asarray(row["semantic_map"])):
+            y, x, y1, x1 = crop_box(nodule.centroid_yx, hu.shape, 1)
+            crops.append(scaled_hu(hu[y:y1, x:x1].astype(np.float32)))
+    return torch.from_numpy(np.stack(crops))[:, None] if crops else None
+
+
+def as_batch(slices):
+    return torch.from_numpy(scaled_hu(np.stack(slices).astype(np.float32)))[:, None]
+
+
+def spread(number, limit):
+    return np.linspace(0, number - 1, min(number, limit or number)).astype(int)
+
+
+def set_distances(real, other, extract, prefix=""):
+    """FID and KID of two sets of images, cut to the same number."""
+    n = min(len(real), len(other))
+    a, b = extract(real[:n]), extract(other[:n])
+    return {f"{prefix}fid": frechet_distance(a, b), f"{prefix}kid": kernel_distance(a, b)}
+
+
+def generate_all(args, accelerator, rows):
+    """Make every image that is not there yet; returns {(model, arm): {seed: folder}}."""
+    folders = {}
+    for given in args.pretrained_model_name_or_path:
+        name, path = given.split("=", 1) if "=" in given else (Path(given).name if Path(given).exists() else given.replace("/", "--"), given)
+        pipe = load_pipeline(path, args.scheduler).to(accelerator.device)
+        sampler = f"{type(pipe.scheduler).__name__}-{args.num_inference_steps}" if hasattr(pipe, "scheduler") else "one-step"
+        for arm in arms_of(pipe, args):
+            if (name, arm) in folders:
+                raise SystemExit(f"--pretrained_model_name_or_path names {name} twice; tell them apart by NAME=PATH.")
+            kind = arm if arm == "none" else f"{arm}-s{args.guidance_scale:g}"
+            root = args.output_dir / "images" / f"{name}-{weights_digest(pipe)}" / sampler / f"{kind}-{args.mixed_precision}"
+            folders[name, arm] = {seed: root / f"seed-{seed}" for seed in args.seeds}
+            todo = [
+                (i, seed) for seed in args.seeds for i in range(len(rows)) if not (folders[name, arm][seed] / f"{rows[i]['number']}.png").exists()
+            ]
+            with accelerator.split_between_processes(todo) as own:
+                for i, seed in tqdm(own, desc=f"{name}, {arm}", disable=not accelerator.is_local_main_process or not own):
+                    labels = np.asarray(rows[i]["semantic_map"])
+                    wanted = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+                    wanted["nodule_features"] = features_asked(rows[i], find_nodules(labels), arm, pipe)
+                    taken = {key: value for key, value in wanted.items() if key in inspect.signature(pipe.__call__).parameters}
+                    with accelerator.autocast():
+                        noise = torch.Generator().manual_seed(1000 * seed + i)
+                        hu = pipe(labels, generator=noise, output_type="hu", **taken).images[0]
+                    write_atomically(folders[name, arm][seed] / f"{rows[i]['number']}.png", encode_image(hu))
+            accelerator.wait_for_everyone()
+    return folders
+
+
+def main():
+    args = parse_args()
+    if args.streaming:
+        raise SystemExit("--streaming: slices are drawn from all over the split; it cannot be evaluated as a stream.")
+    try:  # before any image is made
+        extractor = feature_extractor(args.feature_extractor)
+    except RuntimeError as error:
+        raise SystemExit(f"--feature_extractor {args.feature_extractor}: {error}") from None
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    splits = open_splits(args)
+    if args.split not in splits:
+        raise SystemExit(f"--split is {args.split}, but one of {sorted(splits)} is needed.")
+    listing = {name: rows_of_kind(split, lambda kind: kind != "nodule").filter(bool, input_columns="nodules") for name, split in splits.items()}
+    if not all(len(split) for split in listing.values()):
+        raise SystemExit(f"The dataset {args.dataset_name or args.train_data_dir} has a split without nodules, which cannot be evaluated.")
+    chosen = spread(len(listing[args.split]), args.max_samples)
+    rows = [{**listing[args.split][int(i)], "number": int(i)} for i in chosen]
+    folders = generate_all(args, accelerator, rows)
+    if not accelerator.is_main_process:
+        return
+
+    extractor.to(accelerator.device)
+    took = {}
+
+    def extract(images):
+        start = time.perf_counter()
+        features = features_of(images.to(accelerator.device), extractor, args.output_dir / "features")
+        took.setdefault("features", []).append((time.perf_counter() - start, len(images)))
+        return features
+
+    def clocked(name, count, run):
+        start = time.perf_counter()
+        result = run()
+        took.setdefault(name, []).append((time.perf_counter() - start, count))
+        return result
+
+    def figures_of(slices):
+        figures = set_distances(real, as_batch(slices), extract)
+        pairs = clocked("pairs", len(slices), lambda: paired_metrics(real, as_batch(slices), args.lpips))
+        figures |= {name: float(values.mean()) for name, values in pairs.items()}
+        figures |= set_distances(real_crops, crops_of(rows, slices), extract, "nodule_")
+        return figures | clocked("obedience", len(slices), lambda: obedience(rows, slices))
+
+    real_slices = [decode_image(row["image"]) for row in rows]
+    real, real_crops = as_batch(real_slices), crops_of(rows, real_slices)
+    others = listing["train"] if args.split != "train" else listing["validation"]
+    others = [others[int(i)] for i in spread(len(others), len(rows))]
+    other_slices = [decode_image(row["image"]) for row in others]
+    yardstick = set_distances(real, as_batch(other_slices), extract)
+    yardstick |= set_distances(real_crops, crops_of(others, other_slices), extract, "nodule_") | obedience(rows, real_slices)
+    results = {"real slices": {name: {"mean": value, "deviation": 0.0} for name, value in yardstick.items()}}
+    shown = {}
+    for (name, arm), of_seed in folders.items():
+        by_seed = []
+        for folder in of_seed.values():
+            slices = []
+            for row in rows:
+                with Image.open(folder / f"{row['number']}.png") as image:
+                    slices.append(decode_image(image))
+            by_seed.append(figures_of(slices))
+            shown.setdefault(name if arm == "none" else f"{name} + {arm}", slices)
+        key = name if arm == "none" else f"{name} + {arm}"
+        results[key] = {f: {"mean": float(np.mean([s[f] for s in by_seed])), "deviation": float(np.std([s[f] for s in by_seed]))} for f in by_seed[0]}
+
+    speed = {name: sum(n for _, n in pairs) / sum(seconds for seconds, _ in pairs) for name, pairs in took.items()}
+    patients = len({row["patient_id"] for row in rows})
+    setting = f"{len(rows)} slices of {patients} patients (split {args.split}), {len(real_crops)} nodules, {len(args.seeds)} seed(s); "
+    setting += f"{args.num_inference_steps} steps, {args.scheduler or 'own scheduler'}, s = {args.guidance_scale:g}; "
+    setting += f"features of {args.feature_extractor}"
+    report = {"setting": setting, "feature_extractor": args.feature_extractor, "results": results, "images_a_second": speed}
+    write_atomically(args.output_dir / "results.json", (json.dumps(report, indent=1) + "\n").encode())
+    table = markdown(results, setting)
+    write_atomically(args.output_dir / "results.md", table.encode())
+    for key, figures in results.items():
+        if key != "real slices":
+            write_model_index(args, key, figures, setting)
+    pictures(args.output_dir, rows, real_slices, shown)
+    print(table)
+
+
+def markdown(results, setting):
+    """Table 5.1 (whole slices), Table 5.2 (nodule crops) and obedience: a row for each figure, a column for each method."""
+    parts = {
+        "Whole slices (Table 5.1)": ("fid", "kid", "ssim", "ms_ssim", "lpips", "psnr"),
+        "Nodule crops of 64x64 pixels (Table 5.2)": ("nodule_fid", "nodule_kid"),
+        "Obedience to the map": ("dice_lung", "dice_bone", "nodule_dice", "diameter_error_mm", "missed_nodules"),
+    }
+    lines = [setting + ".", "", "`real slices`: distances to as many slices of other patients; obedience of the real slices themselves.", ""]
+    for title, names in parts.items():
+        lines += [f"## {title}", "", "| | " + " | ".join(results) + " |", "|---" * (1 + len(results)) + "|"]
+        for name in names:
+            if any(name in figures for figures in results.values()):
+                cells = [f"{f[name]['mean']:.3f} ± {f[name]['deviation']:.3f}" if name in f else "" for f in results.values()]
+                arrow = {"low": " ↓", "high": " ↑"}.get(BETTER.get(name), "")
+                lines.append(f"| {name}{arrow} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def write_model_index(args, name, figures, setting):
+    """The `model-index` block of a card."""
+    dataset = args.dataset_name or args.train_data_dir
+    dataset = Path(dataset).name if Path(dataset).exists() else dataset
+    about = {"task_type": "image-to-image", "dataset_type": dataset, "dataset_name": dataset, "dataset_split": args.split}
+    evaluated = [
+        EvalResult(**about, metric_type=f, metric_value=round(value["mean"], 4), metric_name=f"{f} ({setting})" if "id" in f else f)
+        for f, value in figures.items()
+    ]
+    data = ModelCardData(model_name=name, eval_results=evaluated)
+    write_atomically(args.output_dir / f"model-index-{name.replace(' + ', '+')}.yml", (data.to_yaml() + "\n").encode())
+
+
+def pictures(folder, rows, real, shown):
+    """samples.png: map, real and each method for four slices; nodules.png: the same around the first nodule of eight."""
+    for file, count, edge in (("samples.png", 4, None), ("nodules.png", 8, 64)):
+        picked = spread(len(rows), count)
+        figure = Figure(figsize=(2.4 * (2 + len(shown)), 2.6 * len(picked)), layout="constrained")
+        for axes, i in zip(np.atleast_2d(figure.subplots(len(picked), 2 + len(shown))), picked, strict=True):
+            labels = np.asarray(rows[i]["semantic_map"])
+            y, x, y1, x1 = crop_box(find_nodules(labels)[0].centroid_yx, labels.shape, 1) if edge else (0, 0, *labels.shape)
+            axes[0].imshow(PALETTE[labels][y:y1, x:x1])
+            axes[0].set_title("map", fontsize=9)
+            for axis, (name, slices) in zip(axes[1:], {"real": real, **shown}.items(), strict=True):
+                axis.imshow(slices[i][y:y1, x:x1], cmap="gray", vmin=-1350, vmax=150)
+                axis.set_title(name, fontsize=9)
+            for axis in axes:
+                axis.axis("off")
+        figure.savefig(folder / file, dpi=90)
+
+
+if __name__ == "__main__":
+    main()
