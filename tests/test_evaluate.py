@@ -1,0 +1,83 @@
+"""The evaluation through its command line: tables, arms, images made once."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import load_dataset
+from PIL import Image
+
+from lsdm_diffusers.ct_dataset import decode_image
+from lsdm_diffusers.metrics import paired_metrics
+from lsdm_diffusers.semantic_map import scaled_hu
+
+from .conftest import tiny_pipeline
+
+pytest.importorskip("torchmetrics", reason="torchmetrics (the extra eval) is not installed")
+
+
+@pytest.fixture
+def models(tmp_path):
+    """A whole pipeline, and one without classifiers."""
+    whole = tiny_pipeline()
+    whole.save_pretrained(tmp_path / "lsdm")
+    tiny_pipeline(**{f"{f}_classifier": None for f in ("malignancy", "lobulation", "spiculation", "texture")}).save_pretrained(tmp_path / "ldm")
+    return tmp_path / "lsdm", tmp_path / "ldm"
+
+
+def test_tables_of_models_and_arms(tmp_path, train, dataset, models):
+    common = ["--dataset_name", dataset, "--feature_extractor", "efficientnet", "--num_inference_steps", 2, "--output_dir", tmp_path / "out"]
+    common += ["--pretrained_model_name_or_path", models[0], f"plain={models[1]}", "--arms", "none", "malignancy"]
+    train("evaluate.py", *common, "--seeds", 0)
+    images = sorted((tmp_path / "out" / "images").rglob("*.png"))
+    assert len(images) == 3 * 2  # lsdm, lsdm + malignancy and plain; two slices list nodules
+    times = [image.stat().st_mtime_ns for image in images]
+    train("evaluate.py", *common, "--seeds", 0, 1)
+    assert [image.stat().st_mtime_ns for image in images] == times  # what is there is not made again
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert report["results"].keys() == {"real slices", "lsdm", "lsdm + malignancy", "plain"} and report["feature_extractor"] == "efficientnet"
+    assert report["results"]["lsdm"]["fid"]["deviation"] > 0  # over seeds
+    assert report["results"]["lsdm"]["nodule_fid"] != report["results"]["lsdm + malignancy"]["nodule_fid"]
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "| fid ↓ | " in table and "features of efficientnet" in table and "| nodule_dice ↑ |" in table
+    index = yaml.safe_load((tmp_path / "out" / "model-index-lsdm+malignancy.yml").read_text())["model-index"][0]
+    figures = {m["type"]: m["value"] for m in index["results"][0]["metrics"]}
+    assert figures["ssim"] == pytest.approx(report["results"]["lsdm + malignancy"]["ssim"]["mean"], abs=1e-4)
+    assert (tmp_path / "out" / "samples.png").is_file() and (tmp_path / "out" / "nodules.png").is_file()
+
+    # the tables are of the images that were kept: SSIM of seed 0 and 1 by hand
+    rows = load_dataset(str(dataset), split="validation").filter(lambda kind: kind != "nodule", input_columns="kind")
+    real = np.stack([scaled_hu(decode_image(row["image"])) for row in rows])
+    by_seed = []
+    for seed in (0, 1):
+        files = sorted((tmp_path / "out" / "images").glob(f"plain-*/*/none-no/seed-{seed}/*.png"))
+        made = np.stack([scaled_hu(decode_image(Image.open(file))) for file in files])
+        by_seed.append(paired_metrics(*(torch.from_numpy(images)[:, None] for images in (real, made)))["ssim"].mean().item())
+    assert report["results"]["plain"]["ssim"]["mean"] == pytest.approx(np.mean(by_seed), abs=1e-6)
+
+
+def test_other_weights_under_the_same_name_get_images_of_their_own(tmp_path, train, dataset):
+    common = ["--dataset_name", dataset, "--feature_extractor", "efficientnet", "--num_inference_steps", 1, "--output_dir", tmp_path / "out"]
+    pipe = tiny_pipeline()
+    for bias in (0.0, 0.5):
+        pipe.vae.decoder.conv_out.bias.data.fill_(bias)
+        pipe.save_pretrained(tmp_path / "model")
+        train("evaluate.py", *common, "--pretrained_model_name_or_path", tmp_path / "model")
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--split", "test"), "--split is test, but one of"),
+        (("--scheduler", "NoScheduler"), "--scheduler is NoScheduler, but a scheduler class of diffusers is needed"),
+        (("--pretrained_model_name_or_path", "MODEL", "MODEL"), "twice; tell them apart by NAME=PATH"),
+    ],
+)
+def test_wrong_flags_say_what_is_allowed(tmp_path, train, dataset, models, flags, message):
+    flags = [models[1] if flag == "MODEL" else flag for flag in flags]
+    common = ["--pretrained_model_name_or_path", models[0], "--dataset_name", dataset, "--feature_extractor", "efficientnet"]
+    with pytest.raises(SystemExit, match=message):
+        train("evaluate.py", *common, "--num_inference_steps", 1, "--output_dir", tmp_path / "out", *flags)
