@@ -57,7 +57,7 @@ class SpadeGanPipeline(SemanticMapPipeline):
         latent_dim, factor = self.spade_generator.config.latent_dim, self.spade_generator.scale_factor
         if num_images_per_map > 1 and not latent_dim:
             raise ValueError(
-                f"`num_images_per_map` is {num_images_per_map}, but `spade_generator` has `latent_dim` 0 and makes the same image each time: 1 is needed."
+                f"`num_images_per_map` is {num_images_per_map}, but `spade_generator` has `latent_dim` 0 and makes one image of a map: 1 is needed."
             )
         maps = self._read_maps(semantic_map, factor)
         batch_size = len(maps) * num_images_per_map
