@@ -28,6 +28,22 @@ from .conftest import RATINGS, TRAINING, sample, tiny_pipeline
 from .hub_stand_in import upload_hub
 
 STAGES = {
+    "train_spade_gan.py": (
+        "--block_out_channels",
+        8,
+        8,
+        16,
+        "--norm_num_groups",
+        4,
+        "--spade_hidden_channels",
+        8,
+        "--disc_channels",
+        4,
+        "--crop_size",
+        64,
+        "--perceptual",
+        "none",
+    ),
     "train_autoencoder.py": ("--block_out_channels", 8, 8, 16, "--norm_num_groups", 4, "--crop_size", 32, "--perceptual", "none"),
     "train_classifier.py": ("--feature", "malignancy", "--dropout", 0, "--augmentation_views", 1),
     "train_unet.py": (
@@ -44,6 +60,11 @@ STAGES = {
         "--crop_size",
         64,
     ),
+}
+WITHOUT_VAE = ("train_autoencoder.py", "train_spade_gan.py")
+WEIGHTS = {script: "diffusion_pytorch_model.safetensors" for script in STAGES} | {
+    "train_unet.py": "pipeline/unet/diffusion_pytorch_model.safetensors",
+    "train_spade_gan.py": "pipeline/spade_generator/diffusion_pytorch_model.safetensors",
 }
 
 
@@ -270,18 +291,18 @@ def test_a_stream_trains_the_same_weights(tmp_path, train, dataset, vae, script)
     common = [*STAGES[script], "--dataset_name", dataset, "--pretrained_vae", vae, "--train_batch_size", 2, "--max_train_steps", 2]
     train(script, *common, "--output_dir", tmp_path / "table")
     train(script, *common, "--output_dir", tmp_path / "stream", "--streaming")
-    weights = ("pipeline/unet/" if script == "train_unet.py" else "") + "diffusion_pytorch_model.safetensors"
-    assert_same_weights(tmp_path / "table" / weights, tmp_path / "stream" / weights)
+    assert_same_weights(tmp_path / "table" / WEIGHTS[script], tmp_path / "stream" / WEIGHTS[script])
 
 
-def test_a_streamed_run_resumes_where_it_was(tmp_path, train, dataset):
-    common = [*STAGES["train_autoencoder.py"], "--dataset_name", dataset, "--streaming", "--train_batch_size", 1, "--max_train_steps", 6]
+@pytest.mark.parametrize("script", WITHOUT_VAE)
+def test_a_streamed_run_resumes_where_it_was(tmp_path, train, dataset, script):
+    common = [*STAGES[script], "--dataset_name", dataset, "--streaming", "--train_batch_size", 1, "--max_train_steps", 6]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    train("train_autoencoder.py", *common, "--output_dir", whole, "--checkpointing_steps", 3)
+    train(script, *common, "--output_dir", whole, "--checkpointing_steps", 3)
     resumed.mkdir()
     (whole / "checkpoint-3").rename(resumed / "checkpoint-3")
-    train("train_autoencoder.py", *common, "--output_dir", resumed, "--resume_from_checkpoint", "latest")
-    assert_same_weights(*(folder / "diffusion_pytorch_model.safetensors" for folder in (whole, resumed)))
+    train(script, *common, "--output_dir", resumed, "--resume_from_checkpoint", "latest")
+    assert_same_weights(*(folder / WEIGHTS[script] for folder in (whole, resumed)))
 
 
 def test_rows_of_a_stream_have_their_number(dataset, no_pause):
@@ -358,12 +379,11 @@ def test_a_run_is_pushed_to_the_hub(tmp_path, dataset, vae):
 def test_two_processes_are_two_accumulated_passes(tmp_path, train, dataset, vae, script):
     """Both see the same crops in each optimiser step, so the weights agree to rounding: the processes do share their gradients."""
     common = [*STAGES[script], "--dataset_name", dataset, "--train_batch_size", 2, "--max_train_steps", 2]
-    common += [] if script == "train_autoencoder.py" else ["--pretrained_vae", vae]
-    weights = "pipeline/unet" if script == "train_unet.py" else "."
+    common += [] if script in WITHOUT_VAE else ["--pretrained_vae", vae]
     launch(script, tmp_path, *common, "--output_dir", tmp_path / "two", num_processes=2)
     train(script, *common, "--output_dir", tmp_path / "accumulated", "--gradient_accumulation_steps", 2)
     train(script, *common, "--output_dir", tmp_path / "one")
-    two, accumulated, one = (load_file(tmp_path / name / weights / "diffusion_pytorch_model.safetensors") for name in ("two", "accumulated", "one"))
+    two, accumulated, one = (load_file(tmp_path / name / WEIGHTS[script]) for name in ("two", "accumulated", "one"))
     difference = sum((two[name] - accumulated[name]).abs().sum().item() for name in two)
     alone = sum((two[name] - one[name]).abs().sum().item() for name in two)
     assert difference < 0.02 * alone  # what the second process adds is there

