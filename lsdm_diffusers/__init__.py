@@ -4,8 +4,10 @@
 from . import guidance, semantic_map
 from .checkpoint import small_checkpoint
 from .models.nodule_classifier import NoduleClassifier
+from .models.spade_gan import SpadeGenerator
 from .models.unet_spade import SpadeUNet2DModel
 from .pipeline_lsdm import LSDMGuidedPipeline, LSDMPipelineOutput
+from .pipeline_spade_gan import SpadeGanPipeline
 from .semantic_map import SemanticLabel, find_nodules, semantic_map_from_hu
 
 __version__ = "0.1.0"
@@ -15,6 +17,8 @@ __all__ = [
     "LSDMPipelineOutput",
     "NoduleClassifier",
     "SemanticLabel",
+    "SpadeGanPipeline",
+    "SpadeGenerator",
     "SpadeUNet2DModel",
     "find_nodules",
     "guidance",

@@ -71,10 +71,10 @@ def perceptual_distance(name: str) -> nn.Module | None:
 
 
 class PatchDiscriminator(nn.Sequential):
-    """PatchGAN (Isola et al. 2017): images (B, 1, H, W) to logits of overlapping 70x70 patches, (B, 1, h, w). Edges of 32 at least."""
+    """PatchGAN (Isola et al. 2017): images (B, in_channels, H, W) to logits of overlapping 70x70 patches, (B, 1, h, w). Edges of 32 at least."""
 
-    def __init__(self, channels: int = 64):
-        layers = [nn.Conv2d(1, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+    def __init__(self, channels: int = 64, in_channels: int = 1):
+        layers = [nn.Conv2d(in_channels, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for factor, stride in ((2, 2), (4, 2), (8, 1)):
             width = channels * factor
             # instance norm: a batch norm would mix real and reconstructed images, and the processes' batches
@@ -82,10 +82,14 @@ class PatchDiscriminator(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(8 * channels, 1, 4, padding=1))
 
 
+def hinge_loss(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+    """What a discriminator pays for its logits of real and of made images (Lim and Ye 2017): nothing for real >= 1 and made <= -1."""
+    return (F.relu(1 - real).mean() + F.relu(1 + made).mean()) / 2
+
+
 def discriminator_loss(discriminator: nn.Module, pixels: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
     """Hinge loss of the discriminator, in one forward of both halves."""
-    real, rebuilt = discriminator(torch.cat([pixels, reconstruction.detach()])).float().chunk(2)
-    return (F.relu(1 - real).mean() + F.relu(1 + rebuilt).mean()) / 2
+    return hinge_loss(*discriminator(torch.cat([pixels, reconstruction.detach()])).float().chunk(2))
 
 
 class AutoencoderLoss(nn.Module):

@@ -15,10 +15,11 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
+from scipy.ndimage import binary_dilation, label
 
 from .guidance import CROP, crop_box
 from .lidc.annotations import RATINGS, LidcNodule, aggregate_rating
-from .semantic_map import HU_MAX, HU_MIN, scaled_hu, semantic_map_image
+from .semantic_map import HU_MAX, HU_MIN, SemanticLabel, scaled_hu, semantic_map_image
 
 FEATURES = Features(
     {
@@ -70,6 +71,19 @@ def decode_image(image: PIL.Image.Image) -> np.ndarray:
 def scaled_pixels(image: PIL.Image.Image) -> np.ndarray:
     """The slice as models see it: HU in [-1024, 800] scaled linearly to [-1, 1], (H, W), float32."""
     return scaled_hu(decode_image(image))
+
+
+def pixels_of(image: PIL.Image.Image, semantic_map: np.ndarray, blank_background: bool) -> np.ndarray:
+    """`scaled_pixels` of a slice; with `blank_background`, -1 wherever background of its map (H, W) is joined to the border and off the skin.
+
+    Table and clothes, which no label tells from air, go with that.
+    """
+    pixels = scaled_pixels(image)
+    if blank_background:
+        regions, _ = label(np.pad(semantic_map == SemanticLabel.BACKGROUND, 1, constant_values=True))
+        outside = (regions == regions[0, 0])[1:-1, 1:-1]
+        pixels[outside & ~binary_dilation(~outside, iterations=3)] = -1
+    return pixels
 
 
 def row_kinds(split: Dataset) -> np.ndarray:

@@ -6,18 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import PIL.Image
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import snapshot_download
 
 from .guidance import classifier_gradient, crop_box, frozen, guide_model_output, nodule_mask, noise_level
 from .models.nodule_classifier import NODULE_FEATURES, NoduleClassifier
 from .models.unet_spade import SpadeUNet2DModel
-from .semantic_map import HU_MAX, HU_MIN, NUM_LABELS, find_nodules, read_semantic_map
+from .semantic_map import NUM_LABELS, find_nodules
+from .semantic_map_pipeline import LSDMPipelineOutput, SemanticMapPipeline
 
 _INTERPOLATED = "its interpolated second step has a noise level it does not report"
 _PRECONDITIONED = "its model's output is preconditioned, neither noise, v nor sample"
@@ -30,18 +28,6 @@ UNGUIDABLE_SCHEDULERS = {
     "CMStochasticIterativeScheduler": _PRECONDITIONED,
 }
 OUTPUT_TYPES = ("pil", "np", "pt", "hu", "latent")
-
-
-@dataclass
-class LSDMPipelineOutput(BaseOutput):
-    """Generated slices, the images of each map one after the other.
-
-    Args:
-        images: list of PIL images of mode "L" ("pil"), array (N, H, W, 1) in [0, 1] ("np"), tensor (N, 1, H, W) in [0, 1] ("pt"),
-            `int16` array (N, H, W) in Hounsfield units ("hu"), or latents (N, c, H / f, W / f) ("latent"). [0, 1] spans -1024..800 HU.
-    """
-
-    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
 
 
 @dataclass
@@ -67,7 +53,7 @@ def feature_target(feature: str, value) -> float:
     return float(value >= 2.5) if feature == "malignancy" else float(value)
 
 
-class LSDMGuidedPipeline(DiffusionPipeline):
+class LSDMGuidedPipeline(SemanticMapPipeline):
     r"""
     Generates lung CT slices from semantic maps, with nodules as benign or malignant, smooth or spiculated as asked.
 
@@ -110,23 +96,6 @@ class LSDMGuidedPipeline(DiffusionPipeline):
         )
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if getattr(self, "vae", None) else 4
 
-    @classmethod
-    def download(cls, pretrained_model_name, **kwargs):
-        """Fetch configs and safetensors of a Hub repository into the cache, and nothing that could be run.
-
-        The base method refuses component classes of an installed package ("... is not a module in 'diffusers/pipelines'").
-        """
-        hub = {
-            name: kwargs[name]
-            for name in ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies")
-            if kwargs.get(name) is not None and name in inspect.signature(snapshot_download).parameters
-        }
-        variant = kwargs.get("variant")
-        weights = {"allow_patterns": ["*.json", f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"]}
-        if variant is None:
-            weights = {"allow_patterns": ["*.json", "*.safetensors"], "ignore_patterns": ["*.*.safetensors"]}
-        return snapshot_download(pretrained_model_name, **weights, **hub)
-
     @property
     def classifiers(self) -> dict[str, NoduleClassifier]:
         """The classifiers that are there, by feature."""
@@ -142,20 +111,6 @@ class LSDMGuidedPipeline(DiffusionPipeline):
     def num_timesteps(self) -> int:
         """Steps of the last call."""
         return self._num_timesteps
-
-    def _read_maps(self, semantic_map) -> np.ndarray:
-        """One map, a batch or a list of maps as labels (B, H, W)."""
-        maps = [read_semantic_map(m) for m in semantic_map] if isinstance(semantic_map, (list, tuple)) else [read_semantic_map(semantic_map)]
-        if not maps:
-            raise ValueError("`semantic_map` is an empty list, but at least one map is needed.")
-        maps = [single for m in maps for single in (m[None] if m.ndim == 2 else m)]
-        if len({m.shape for m in maps}) > 1:
-            raise ValueError(f"`semantic_map` has maps of sizes {sorted({m.shape for m in maps})}, but one call takes maps of one size.")
-        multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        height, width = maps[0].shape
-        if height % multiple or width % multiple:
-            raise ValueError(f"`semantic_map` is {height}x{width} pixels, but height and width must be multiples of {multiple}.")
-        return np.stack(maps)
 
     def _feature_dicts(self, nodule_features, nodules: list[list]) -> list[list[dict]]:
         """One dict of features for each nodule of each map."""
@@ -341,7 +296,7 @@ class LSDMGuidedPipeline(DiffusionPipeline):
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         self._check_inputs(guidance_scale, guidance_order, num_images_per_map, num_inference_steps, output_type, callback_on_step_end_tensor_inputs)
-        maps = self._read_maps(semantic_map)
+        maps = self._read_maps(semantic_map, self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1))
         device = self._execution_device
         batch_size = len(maps) * num_images_per_map
         latent_size = (maps.shape[1] // self.vae_scale_factor, maps.shape[2] // self.vae_scale_factor)
@@ -405,15 +360,3 @@ class LSDMGuidedPipeline(DiffusionPipeline):
             images = self._postprocess(pixels, output_type)
         self.maybe_free_model_hooks()
         return LSDMPipelineOutput(images=images) if return_dict else (images,)
-
-    @staticmethod
-    def _postprocess(pixels: torch.Tensor, output_type: str):
-        """[-1, 1] pixels (N, 1, H, W) to what `output_type` names."""
-        unit = (pixels + 1) / 2
-        if output_type == "pt":
-            return unit
-        if output_type == "np":
-            return unit.permute(0, 2, 3, 1).numpy()
-        if output_type == "hu":
-            return (unit[:, 0] * (HU_MAX - HU_MIN) + HU_MIN).round().to(torch.int16).numpy()
-        return [PIL.Image.fromarray(image) for image in (unit[:, 0] * 255).round().to(torch.uint8).numpy()]

@@ -166,6 +166,17 @@ def find_nodules(semantic_map) -> list[Nodule]:
     ]
 
 
+def check_label_tensor(semantic_map: torch.Tensor, num_labels: int = NUM_LABELS) -> None:
+    """Raise ValueError unless the maps are integer labels 0..num_labels-1, (B, H, W)."""
+    if semantic_map.ndim != 3 or semantic_map.is_floating_point() or semantic_map.is_complex():
+        raise ValueError(
+            f"`semantic_map` has shape {tuple(semantic_map.shape)} and dtype {semantic_map.dtype}, but integer labels (B, H, W) are needed."
+        )
+    low, high = semantic_map.min().item(), semantic_map.max().item()
+    if low < 0 or high >= num_labels:
+        raise ValueError(f"`semantic_map` contains the value {low if low < 0 else high}, but labels are 0..{num_labels - 1}.")
+
+
 def max_pool_one_hot(semantic_map: torch.Tensor, size: tuple[int, int], num_labels: int = NUM_LABELS) -> torch.Tensor:
     """m̃: labels (B, H, W) max-pooled to `size`, then one-hot, (B, num_labels, *size), float32 (thesis, section 3.3).
 

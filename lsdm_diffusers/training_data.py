@@ -1,4 +1,4 @@
-"""What the three training scripts share: the flags that name a dataset, its two splits, and rows of splits and streams."""
+"""What the training scripts share: the flags that name a dataset, its two splits, rows of splits and streams, and where to crop."""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset
 
 from .ct_dataset import row_kinds
+from .semantic_map import SemanticLabel
 
 SHUFFLE_BUFFER = 256  # rows of a stream that are mixed with each other
 
@@ -59,6 +60,17 @@ def spread_rows(split: Dataset | IterableDataset, number: int) -> list[dict]:
     if isinstance(split, Dataset):
         return [split[int(index)] for index in np.linspace(0, len(split) - 1, min(number, len(split))).astype(int)]
     return list(islice(split.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER), number))
+
+
+def crop_corner(semantic_map: np.ndarray, edge: int, generator: np.random.Generator) -> tuple[int, int]:
+    """Top and left of a random square crop of a map (H, W); half of the crops of a map with nodules are drawn to have one inside."""
+    height, width = semantic_map.shape
+    y, x = generator.integers(height - edge + 1), generator.integers(width - edge + 1)
+    inside = np.argwhere(semantic_map >= SemanticLabel.NODULE_BENIGN)
+    if len(inside) and edge < height and generator.random() < 0.5:
+        corner = inside[generator.integers(len(inside))] - generator.integers(edge // 4, edge - edge // 4, size=2)
+        y, x = np.clip(corner, 0, (height - edge, width - edge))
+    return int(y), int(x)
 
 
 class StreamedRows:

@@ -1,12 +1,21 @@
-"""Tiny real components, shared by the tests."""
+"""Tiny real components, a small dataset and the run of a training script, shared by the tests."""
+
+import runpy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from diffusers import AutoencoderKL, DDIMScheduler
+from PIL import Image as PILImage
 
 from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier, SpadeUNet2DModel
 
+TRAINING = Path(__file__).parent.parent / "training"
+RATINGS = ("malignancy", "lobulation", "spiculation", "texture")
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0205}
 
 
@@ -75,3 +84,64 @@ def sample(pipe, semantic_map, features=None, seed=1, **arguments):
     """HU of a short run from a fixed seed."""
     arguments = {"num_inference_steps": 3, "output_type": "hu", "generator": torch.Generator().manual_seed(seed), **arguments}
     return pipe(semantic_map, features, **arguments).images
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Slices of 96x96 pixels and nodule crops, with the columns of the small recipe's dataset."""
+    generator = np.random.default_rng(0)
+
+    def row(kind, rating):
+        size = 64 if kind == "nodule" else 96
+        labels = np.full((size, size), 4, np.uint8)
+        labels[:8] = 1
+        labels[28:36, 28:36] = 5 + 2 * (rating > 3)
+        image = np.where(labels >= 5, 900 + 20 * rating, 150) + generator.integers(0, 60, labels.shape)
+        nodule = {"patient_id": "p", "centroid_yx": [32.0, 32.0], **dict.fromkeys(RATINGS, float(rating))}
+        pictures = {"image": PILImage.fromarray(image.astype(np.uint16)), "semantic_map": PILImage.fromarray(labels)}
+        return {**pictures, "kind": kind, "patient_id": "p", "pixel_spacing_mm": 0.7, "nodules": [nodule]}
+
+    features = Features(
+        {
+            "image": Image(),
+            "semantic_map": Image(),
+            "kind": Value("string"),
+            "patient_id": Value("string"),
+            "pixel_spacing_mm": Value("float32"),
+            "nodules": List(
+                {"patient_id": Value("string"), "centroid_yx": List(Value("float32"), length=2), **dict.fromkeys(RATINGS, Value("float32"))}
+            ),
+        }
+    )
+    rows = [row("nodule", rating) for rating in (1, 2, 3, 4, 5) * 2] + [row("slice", 2), row("slice_with_nodules", 5)]
+    split = Dataset.from_list(rows, features=features)
+    folder = tmp_path_factory.mktemp("dataset")
+    for name, part in DatasetDict({"train": split, "validation": split}).items():
+        (folder / "data").mkdir(exist_ok=True)
+        part.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture
+def no_pause(monkeypatch):
+    """A shuffled stream of datasets 5 pauses for five seconds at the end of each pass."""
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path, no_pause):
+    """Run a script's command line in this process, as `launch` does in one of its own: that spares the imports."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(script, *arguments):
+        for state in (AcceleratorState, GradientState):
+            state._reset_state(*([True] if state is AcceleratorState else []))
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(TRAINING / script), run_name="__main__")
+
+    yield run
+    AcceleratorState._reset_state(True)
+    torch.set_num_threads(threads)

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -14,10 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
-from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
+from datasets import load_dataset
 from diffusers import AutoencoderKL, DDPMScheduler
-from PIL import Image as PILImage
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -27,12 +24,26 @@ from lsdm_diffusers.lidc import LidcNodule
 from lsdm_diffusers.semantic_map import SemanticLabel
 from lsdm_diffusers.training_data import StreamedRows
 
-from .conftest import sample, tiny_pipeline
+from .conftest import RATINGS, TRAINING, sample, tiny_pipeline
 from .hub_stand_in import upload_hub
 
-TRAINING = Path(__file__).parent.parent / "training"
-RATINGS = ("malignancy", "lobulation", "spiculation", "texture")
 STAGES = {
+    "train_spade_gan.py": (
+        "--block_out_channels",
+        8,
+        8,
+        16,
+        "--norm_num_groups",
+        4,
+        "--spade_hidden_channels",
+        8,
+        "--disc_channels",
+        4,
+        "--crop_size",
+        64,
+        "--perceptual",
+        "none",
+    ),
     "train_autoencoder.py": ("--block_out_channels", 8, 8, 16, "--norm_num_groups", 4, "--crop_size", 32, "--perceptual", "none"),
     "train_classifier.py": ("--feature", "malignancy", "--dropout", 0, "--augmentation_views", 1),
     "train_unet.py": (
@@ -50,42 +61,11 @@ STAGES = {
         64,
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """Slices of 96x96 pixels and nodule crops, with the columns of the small recipe's dataset."""
-    generator = np.random.default_rng(0)
-
-    def row(kind, rating):
-        size = 64 if kind == "nodule" else 96
-        labels = np.full((size, size), 4, np.uint8)
-        labels[:8] = 1
-        labels[28:36, 28:36] = 5 + 2 * (rating > 3)
-        image = np.where(labels >= 5, 900 + 20 * rating, 150) + generator.integers(0, 60, labels.shape)
-        nodule = {"patient_id": "p", "centroid_yx": [32.0, 32.0], **dict.fromkeys(RATINGS, float(rating))}
-        pictures = {"image": PILImage.fromarray(image.astype(np.uint16)), "semantic_map": PILImage.fromarray(labels)}
-        return {**pictures, "kind": kind, "patient_id": "p", "pixel_spacing_mm": 0.7, "nodules": [nodule]}
-
-    features = Features(
-        {
-            "image": Image(),
-            "semantic_map": Image(),
-            "kind": Value("string"),
-            "patient_id": Value("string"),
-            "pixel_spacing_mm": Value("float32"),
-            "nodules": List(
-                {"patient_id": Value("string"), "centroid_yx": List(Value("float32"), length=2), **dict.fromkeys(RATINGS, Value("float32"))}
-            ),
-        }
-    )
-    rows = [row("nodule", rating) for rating in (1, 2, 3, 4, 5) * 2] + [row("slice", 2), row("slice_with_nodules", 5)]
-    split = Dataset.from_list(rows, features=features)
-    folder = tmp_path_factory.mktemp("dataset")
-    for name, part in DatasetDict({"train": split, "validation": split}).items():
-        (folder / "data").mkdir(exist_ok=True)
-        part.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
-    return folder
+WITHOUT_VAE = ("train_autoencoder.py", "train_spade_gan.py")
+WEIGHTS = {script: "diffusion_pytorch_model.safetensors" for script in STAGES} | {
+    "train_unet.py": "pipeline/unet/diffusion_pytorch_model.safetensors",
+    "train_spade_gan.py": "pipeline/spade_generator/diffusion_pytorch_model.safetensors",
+}
 
 
 @pytest.fixture(scope="module")
@@ -112,31 +92,6 @@ def launch(script, cache, *arguments, num_processes=1, hub=None):
     command, environment = command_of(script, cache, *arguments, num_processes=num_processes, hub=hub)
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-3000:]
-
-
-@pytest.fixture
-def no_pause(monkeypatch):
-    """A shuffled stream of datasets 5 pauses for five seconds at the end of each pass."""
-    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
-
-
-@pytest.fixture
-def train(monkeypatch, tmp_path, no_pause):
-    """Run a script's command line in this process, as `launch` does in one of its own: that spares the imports."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-
-    def run(script, *arguments):
-        for state in (AcceleratorState, GradientState):
-            state._reset_state(*([True] if state is AcceleratorState else []))
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        runpy.run_path(str(TRAINING / script), run_name="__main__")
-
-    yield run
-    AcceleratorState._reset_state(True)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=[16, 8], ids=["16-bit", "8-bit"])
@@ -346,18 +301,18 @@ def test_a_stream_trains_the_same_weights(tmp_path, train, dataset, vae, script)
     common = [*STAGES[script], "--dataset_name", dataset, "--pretrained_vae", vae, "--train_batch_size", 2, "--max_train_steps", 2]
     train(script, *common, "--output_dir", tmp_path / "table")
     train(script, *common, "--output_dir", tmp_path / "stream", "--streaming")
-    weights = ("pipeline/unet/" if script == "train_unet.py" else "") + "diffusion_pytorch_model.safetensors"
-    assert_same_weights(tmp_path / "table" / weights, tmp_path / "stream" / weights)
+    assert_same_weights(tmp_path / "table" / WEIGHTS[script], tmp_path / "stream" / WEIGHTS[script])
 
 
-def test_a_streamed_run_resumes_where_it_was(tmp_path, train, dataset):
-    common = [*STAGES["train_autoencoder.py"], "--dataset_name", dataset, "--streaming", "--train_batch_size", 1, "--max_train_steps", 6]
+@pytest.mark.parametrize("script", WITHOUT_VAE)
+def test_a_streamed_run_resumes_where_it_was(tmp_path, train, dataset, script):
+    common = [*STAGES[script], "--dataset_name", dataset, "--streaming", "--train_batch_size", 1, "--max_train_steps", 6]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    train("train_autoencoder.py", *common, "--output_dir", whole, "--checkpointing_steps", 3)
+    train(script, *common, "--output_dir", whole, "--checkpointing_steps", 3)
     resumed.mkdir()
     (whole / "checkpoint-3").rename(resumed / "checkpoint-3")
-    train("train_autoencoder.py", *common, "--output_dir", resumed, "--resume_from_checkpoint", "latest")
-    assert_same_weights(*(folder / "diffusion_pytorch_model.safetensors" for folder in (whole, resumed)))
+    train(script, *common, "--output_dir", resumed, "--resume_from_checkpoint", "latest")
+    assert_same_weights(*(folder / WEIGHTS[script] for folder in (whole, resumed)))
 
 
 def test_rows_of_a_stream_have_their_number(dataset, no_pause):
@@ -438,12 +393,11 @@ def test_a_run_is_pushed_to_the_hub(tmp_path, dataset, vae):
 def test_two_processes_are_two_accumulated_passes(tmp_path, train, dataset, vae, script):
     """Both see the same crops in each optimiser step, so the weights agree to rounding: the processes do share their gradients."""
     common = [*STAGES[script], "--dataset_name", dataset, "--train_batch_size", 2, "--max_train_steps", 2]
-    common += [] if script == "train_autoencoder.py" else ["--pretrained_vae", vae]
-    weights = "pipeline/unet" if script == "train_unet.py" else "."
+    common += [] if script in WITHOUT_VAE else ["--pretrained_vae", vae]
     launch(script, tmp_path, *common, "--output_dir", tmp_path / "two", num_processes=2)
     train(script, *common, "--output_dir", tmp_path / "accumulated", "--gradient_accumulation_steps", 2)
     train(script, *common, "--output_dir", tmp_path / "one")
-    two, accumulated, one = (load_file(tmp_path / name / weights / "diffusion_pytorch_model.safetensors") for name in ("two", "accumulated", "one"))
+    two, accumulated, one = (load_file(tmp_path / name / WEIGHTS[script]) for name in ("two", "accumulated", "one"))
     difference = sum((two[name] - accumulated[name]).abs().sum().item() for name in two)
     alone = sum((two[name] - one[name]).abs().sum().item() for name in two)
     assert difference < 0.02 * alone  # what the second process adds is there

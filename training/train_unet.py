@@ -27,14 +27,13 @@ from diffusers.training_utils import EMAModel, compute_snr
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from scipy.ndimage import binary_dilation, label
 from tqdm.auto import tqdm
 
 from lsdm_diffusers import LSDMGuidedPipeline, SpadeUNet2DModel
-from lsdm_diffusers.ct_dataset import row_kinds, scaled_pixels
+from lsdm_diffusers.ct_dataset import pixels_of, row_kinds
 from lsdm_diffusers.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
 from lsdm_diffusers.semantic_map import NUM_LABELS, PALETTE, SemanticLabel
-from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind, spread_rows
+from lsdm_diffusers.training_data import add_data_arguments, crop_corner, open_splits, rows_of_kind, spread_rows
 
 NUM_VALIDATION_ROWS = 32  # of each kind, for the validation loss
 
@@ -112,16 +111,6 @@ def parse_args():
     run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
     add_hub_arguments(parser)
     return parser.parse_args()
-
-
-def pixels_of(image, semantic_map, blank_background):
-    """The slice in [-1, 1]; with `blank_background`, -1 wherever air is joined to the border and off the skin."""
-    pixels = scaled_pixels(image)
-    if blank_background:
-        regions, _ = label(np.pad(semantic_map == SemanticLabel.BACKGROUND, 1, constant_values=True))
-        outside = (regions == regions[0, 0])[1:-1, 1:-1]
-        pixels[outside & ~binary_dilation(~outside, iterations=3)] = -1
-    return pixels
 
 
 def source_of(vae, split, args):
@@ -214,11 +203,7 @@ def training_batch(pools, step, args, factor):
     batch = []
     for index in generator.integers(len(pool), size=count):
         row = pool[int(index)]
-        y, x = generator.integers(height - edge + 1), generator.integers(width - edge + 1)
-        inside = (row["labels"] >= SemanticLabel.NODULE_BENIGN).nonzero()
-        if len(inside) and edge < height and generator.random() < 0.5:  # a crop with a nodule in it
-            centre = inside[generator.integers(len(inside))].numpy() - generator.integers(edge // 4, edge - edge // 4, size=2)
-            y, x = np.clip(centre, 0, (height - edge, width - edge))
+        y, x = crop_corner(row["labels"].numpy(), edge, generator)
         batch.append({name: tensor[..., y : y + edge, x : x + edge] for name, tensor in row.items()})
     return stacked(batch)
 

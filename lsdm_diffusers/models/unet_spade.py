@@ -12,7 +12,7 @@ from diffusers.models.upsampling import Upsample2D
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from ..semantic_map import NUM_LABELS, max_pool_one_hot
+from ..semantic_map import NUM_LABELS, check_label_tensor, max_pool_one_hot
 
 SPADE_BLOCKS = {"all": ("down", "mid", "up"), "mid_up": ("mid", "up"), "up": ("up",), "none": ()}
 
@@ -208,13 +208,7 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
             ValueError: for labels outside the range, a floating dtype, or sizes that do not fit.
         """
         size = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
-        if semantic_map.ndim != 3 or semantic_map.is_floating_point() or semantic_map.is_complex():
-            raise ValueError(
-                f"`semantic_map` has shape {tuple(semantic_map.shape)} and dtype {semantic_map.dtype}, but integer labels (B, H, W) are needed."
-            )
-        low, high = semantic_map.min().item(), semantic_map.max().item()
-        if low < 0 or high >= self.config.num_labels:
-            raise ValueError(f"`semantic_map` contains the value {low if low < 0 else high}, but labels are 0..{self.config.num_labels - 1}.")
+        check_label_tensor(semantic_map, self.config.num_labels)
         pyramid = [
             max_pool_one_hot(semantic_map, (size[0] >> level, size[1] >> level), self.config.num_labels).to(self.dtype)
             for level in range(len(self.config.block_out_channels))
