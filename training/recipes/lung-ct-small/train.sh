@@ -44,16 +44,16 @@ phase train_unet.py "$output/unet" 6000 "${unet[@]}" "${slices[@]}" --pretrained
   --learning_rate 4e-4 --validation_steps 1000
 
 # the group norms of a classifier forget densities: ground glass and solid, calcified and not, differ in little else
-classifier() { # FEATURE STEPS HU...
+classifier() { # FEATURE STEPS FLAG...
   local feature=$1 steps=$2
   shift 2
-  phase train_classifier.py "$output/${feature}_classifier" "$steps" --pretrained_vae "$output/vae" --feature "$feature" --hu_thresholds "$@" \
-    --block_out_channels 12 24 48 96 --train_batch_size 32 --learning_rate 1e-3 --ema_max_decay 0.995 --label_balance 0.5 --timestep_power 2 \
-    --checkpointing_steps 100 --validation_steps 300 --mixed_precision "$half"
+  phase train_classifier.py "$output/${feature}_classifier" "$steps" --pretrained_vae "$output/vae" --feature "$feature" \
+    --block_out_channels 12 24 48 96 --hu_thresholds -700 -400 -100 100 300 --train_batch_size 32 --learning_rate 1e-3 --ema_max_decay 0.995 \
+    --label_balance 0.5 --timestep_power 2 --checkpointing_steps 100 --validation_steps 300 --mixed_precision "$half" "$@"
 }
-classifier malignancy 1500 -700 -400 -100 100 300
-classifier spiculation 1200 -700 -400 -100 100 300
-classifier texture 1200 -700 -500 -300 -100 100
-classifier lobulation 1200 -700 -400 -100 100 300
+classifier malignancy 1500
+for feature in spiculation texture lobulation; do # what tells malignancy tells much of them
+  classifier "$feature" "$([ $feature = texture ] && echo 800 || echo 600)" --pretrained_classifier "$output/malignancy_classifier"
+done
 
 python "$here/assemble.py" --training_dir "$output" --output_dir "$output/lung-ct-small"
