@@ -332,7 +332,7 @@ def test_rows_of_a_stream_have_their_number(dataset, no_pause):
     [
         ("train_autoencoder.py", ("--lr_scheduler", "cosine", "--lr_warmup_steps", 1, "--layers_per_block", 2, "--kl_weight", 1e-3)),
         ("train_classifier.py", ("--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", 1, "--objective", "regression")),
-        ("train_unet.py", ("--lr_scheduler", "linear", "--lr_warmup_steps", 1, "--spade_blocks", "none", "--nodule_weight", 4, "--bone_weight", 3)),
+        ("train_unet.py", ("--lr_scheduler", "linear", "--lr_warmup_steps", 1, "--spade_blocks", "none", "--nodule_weight", 4)),
     ],
 )
 def test_flags_that_all_scripts_share(tmp_path, train, dataset, vae, script, flags):

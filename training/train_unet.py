@@ -83,7 +83,6 @@ def parse_args():
     optimisation.add_argument("--lr_warmup_steps", type=int, default=100, help="optimiser steps")
     optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2, help="of AdamW")
     optimisation.add_argument("--nodule_weight", type=float, default=1.0, help="loss weight of nodule latents")
-    optimisation.add_argument("--bone_weight", type=float, default=1.0, help="loss weight of latents of high density")
     optimisation.add_argument("--snr_gamma", type=float, default=None, help="min-SNR weighting of the loss (Hang et al. 2023); 5 is usual")
     optimisation.add_argument(
         "--label_dropout",
@@ -224,14 +223,13 @@ def drop_labels(batch, share, generator):
             map_latents[:, gone] = 0
 
 
-def diffusion_loss(unet, batch, noise, timesteps, scheduler, nodule_weight=1.0, bone_weight=1.0, snr_gamma=None):
-    """Eq. 3.1, for the noise or for v. Weighting labels leaves the optimum as it is: the map, a condition, sets the weight."""
+def diffusion_loss(unet, batch, noise, timesteps, scheduler, nodule_weight=1.0, snr_gamma=None):
+    """Eq. 3.1, for the noise or for v. Weighting nodule latents leaves the optimum as it is: the map, a condition, sets the weight."""
     noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
     output = unet(torch.cat([noisy, batch["map_latents"]], dim=1), timesteps, semantic_map=batch["labels"]).sample
     v_prediction = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(batch["latents"], noise, timesteps) if v_prediction else noise
-    labels = batch["labels"][:, None]
-    weight = 1 + (nodule_weight - 1) * (labels >= SemanticLabel.NODULE_BENIGN) + (bone_weight - 1) * (labels == SemanticLabel.HIGH_DENSITY)
+    weight = 1 + (nodule_weight - 1) * (batch["labels"] >= SemanticLabel.NODULE_BENIGN)[:, None].float()
     if snr_gamma is not None:  # min(SNR, gamma), the weight of x0, in terms of the noise or of v
         snr = compute_snr(scheduler, timesteps)
         weight = weight * (snr.clamp(max=snr_gamma) / (snr + 1 if v_prediction else snr))[:, None, None, None]
@@ -381,7 +379,7 @@ def main():
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator).to(accelerator.device)
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         with accelerator.accumulate(unet):
-            loss = diffusion_loss(unet, batch, noise, timesteps, scheduler, args.nodule_weight, args.bone_weight, args.snr_gamma)
+            loss = diffusion_loss(unet, batch, noise, timesteps, scheduler, args.nodule_weight, args.snr_gamma)
             if not torch.isfinite(loss):
                 raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
             accelerator.backward(loss)

@@ -29,7 +29,7 @@ phase train_autoencoder.py "$output/vae-crops" 2500 "${vae[@]}" --pretrained_vae
 phase train_autoencoder.py "$output/vae" 400 "${vae[@]}" --pretrained_vae "$output/vae-crops" --freeze_encoder --crop_size 320 \
   --train_batch_size 1 --learning_rate 3e-4 --checkpointing_steps 50 --validation_steps 100
 
-# crops first, then whole slices, whose view makes the two lungs agree; at last bones, which come out dim, count more
+# crops first, then whole slices, whose view makes the two lungs agree
 unet=(--pretrained_vae "$output/vae" --latents_dir "$output/latents" --random_flip --blank_background --prediction_type v_prediction
   --nodule_weight 4 --ema_max_decay 0.999 --mixed_precision "$half")
 slices=(--crop_size 512 --train_batch_size 1 --lr_scheduler cosine --lr_warmup_steps 30 --nodule_probability 0.1)
@@ -40,8 +40,8 @@ phase train_unet.py "$output/unet-slices" 1500 "${unet[@]}" "${slices[@]}" --pre
   --learning_rate 4e-4 --validation_steps 750
 phase train_unet.py "$output/unet-more" 2800 "${unet[@]}" "${slices[@]}" --pretrained_unet "$output/unet-slices/pipeline/unet" \
   --learning_rate 3e-4 --validation_steps 700
-phase train_unet.py "$output/unet" 6000 "${unet[@]}" "${slices[@]}" --pretrained_unet "$output/unet-more/pipeline/unet" --bone_weight 3 \
-  --learning_rate 4e-4 --validation_steps 1000
+phase train_unet.py "$output/unet" 2000 "${unet[@]}" "${slices[@]}" --pretrained_unet "$output/unet-more/pipeline/unet" \
+  --learning_rate 4e-4 --validation_steps 500
 
 # the group norms of a classifier forget densities: ground glass and solid, calcified and not, differ in little else
 classifier() { # FEATURE STEPS FLAG...
