@@ -243,7 +243,9 @@ def main():
                 raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(training.parameters(), args.max_grad_norm)
+                # these alone: `accelerator.clip_grad_norm_` would also unscale what the discriminator has gathered so far
+                accelerator.unscale_gradients(optimizer)
+                torch.nn.utils.clip_grad_norm_(training.parameters(), args.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             if judged:
