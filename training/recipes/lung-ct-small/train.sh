@@ -4,22 +4,10 @@
 # A rehearsal of every phase: STEPS=2 FLAGS="--max_train_samples 40" bash training/recipes/lung-ct-small/train.sh DATA_DIR OUTPUT_DIR
 set -euo pipefail
 data_dir=$1 output=$2
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} # accelerate would take one thread on a CPU
-export ACCELERATE_MIXED_PRECISION=no
-half=$(grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo bf16 || echo no) # two thirds of the time where the CPU has it
-here=$(dirname "$0") training=$(dirname "$0")/../..
-flags=(--dataset_name "$output/data" --resume_from_checkpoint latest ${FLAGS:-})
+here=$(dirname "$0")
+source "$here/phase.sh"
 
 [ -f "$output/data/splits.json" ] || python "$here/prepare_dataset.py" --data_dir "$data_dir" --output_dir "$output/data"
-
-phase() { # SCRIPT FOLDER STEPS FLAG...: train one phase, unless it is done
-  local script=$1 folder=$2 steps=$3
-  shift 3
-  [ -f "$folder/done" ] && return
-  echo "== $folder: $script, ${STEPS:-$steps} steps"
-  accelerate launch "$training/$script" "${flags[@]}" --output_dir "$folder" --max_train_steps "${STEPS:-$steps}" "$@"
-  touch "$folder/done"
-}
 
 # crops, more of them, then large ones for the decoder alone: group norms see a whole slice otherwise than a crop
 vae=(--perceptual none --difference_weight 1)
