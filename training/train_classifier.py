@@ -45,6 +45,11 @@ def parse_args():
         default=1.0,
         help="a rounded rating that n crops have is drawn with probability ~ n^(1 - this): 1 draws all alike, 0 as the data have them",
     )
+    data.add_argument(
+        "--shuffle_labels",
+        action="store_true",
+        help="a control: the ratings are permuted among the training nodules by --seed, and validated against the true ones",
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--pretrained_vae", type=Path, required=True, help="folder of the trained autoencoder")
     model.add_argument(
@@ -173,6 +178,8 @@ def main():
     vae.to(accelerator.device, memory_format=torch.channels_last)  # decodes faster on a CPU
     dataset = open_splits(args)
     latents, ratings = encode_crops(dataset["train"], vae, args.feature, args.augmentation_views)
+    if args.shuffle_labels:
+        ratings = np.random.default_rng(args.seed).permutation(ratings)
     validation_latents, validation_ratings = encode_crops(dataset["validation"], vae, args.feature, 1)
 
     objective = args.objective or ("classification" if args.feature == "malignancy" else "regression")
