@@ -26,6 +26,7 @@ from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier, find_nodules, s
 from lsdm_diffusers.ct_dataset import decode_image, write_atomically
 from lsdm_diffusers.guidance import crop_box
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
+from lsdm_diffusers.nodule_windows import centred_window, rated
 from lsdm_diffusers.sham_guidance import ShamGuidedPipeline
 from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind
 
@@ -64,13 +65,13 @@ def arm_sets(args):
     """{set of arms that is kept in a file of its own: {arm: (kind of guidance, features asked for, s)}}."""
     main = {"none": ("none", None, 0.0)}
     main |= {f"{kind} s={s:g}": ("classifier", {"malignancy": kind}, s) for s in args.scales for kind in ("benign", "malignant")}
-    rated = lambda s: {f"{f} {rating} s={s:g}": ("classifier", {f: rating}, s) for f in RATED for rating in (1, 5)}  # noqa: E731
+    three = lambda s: {f"{f} {rating} s={s:g}": ("classifier", {f: rating}, s) for f in RATED for rating in (1, 5)}  # noqa: E731
     sham = {f"{kind} {sign} s={args.sham_scale:g}": (kind, sign) for kind in ("sham", "held sham") for sign in "+-"}
     directions = {"+": {"malignancy": "malignant"}, "-": {"malignancy": "benign"}}
-    main |= rated(args.feature_scale) | {name: (f"{kind} {sign}", directions[sign], args.sham_scale) for name, (kind, sign) in sham.items()}
+    main |= three(args.feature_scale) | {name: (f"{kind} {sign}", directions[sign], args.sham_scale) for name, (kind, sign) in sham.items()}
     sets = {"main": main}
     if args.full:
-        sets["full"] = rated(2) | rated(32)
+        sets["full"] = three(2) | three(32)
     if args.shuffled_classifier:
         kinds = ("benign", "malignant")
         sets["shuffled"] = {f"shuffled {kind} s={args.sham_scale:g}": ("shuffled", {"malignancy": kind}, args.sham_scale) for kind in kinds}
@@ -94,17 +95,6 @@ def load_pipelines(args, device):
     return pipes
 
 
-def window_around(shape, centre, edge):
-    """Slices of a window around `centre`, moved inside the frame."""
-    starts = [int(min(max(c - edge / 2, 0), max(n - edge, 0))) for c, n in zip(centre, shape, strict=True)]
-    return tuple(slice(start, start + edge) for start in starts)
-
-
-def rated(row, centroid_yx):
-    """The entry of column `nodules` nearest to a nodule of the map."""
-    return min(row["nodules"], key=lambda entry: np.hypot(*np.subtract(entry["centroid_yx"], centroid_yx)))
-
-
 def change_by_distance(change, mask):
     """Mean |change| at 0, up to 2, 4, 8, 16, 32 and more pixels from the nodule; NaN where no pixel is."""
     ring = np.digitize(distance_transform_edt(~mask), RINGS, right=True)
@@ -116,15 +106,15 @@ def change_by_distance(change, mask):
 class NoduleRun:
     """One nodule of a map in its window: everything that its arms share."""
 
-    def __init__(self, row, centroid_yx, args, pipes, number):
-        entry, labels = rated(row, centroid_yx), np.asarray(row["semantic_map"])
-        window = window_around(labels.shape, centroid_yx, args.window)
+    def __init__(self, row, nodule, args, pipes, number):
+        entry, labels = rated(row, nodule), np.asarray(row["semantic_map"])
+        window = centred_window(labels.shape, nodule.centroid_yx, args.window)
         self.labels = np.ascontiguousarray(labels[window])
         self.nodules = find_nodules(self.labels)
-        centre = np.subtract(centroid_yx, [edge.start for edge in window])
-        self.index = int(np.argmin([np.hypot(*np.subtract(nodule.centroid_yx, centre)) for nodule in self.nodules]))
+        centre = np.subtract(nodule.centroid_yx, [edge.start for edge in window])
+        self.index = int(np.argmin([np.hypot(*np.subtract(other.centroid_yx, centre)) for other in self.nodules]))
         self.mask = self.nodules[self.index].mask(self.labels.shape)
-        self.kept = window_around(self.labels.shape, centre, KEPT)
+        self.kept = centred_window(self.labels.shape, centre, KEPT)
         self.args, self.pipes, self.seed = args, pipes, args.seed * 1_000_003 + number
         factor = pipes["classifier"].vae_scale_factor
         box = crop_box(self.nodules[self.index].centroid_yx, [edge // factor for edge in self.labels.shape], factor)
@@ -167,14 +157,14 @@ def generate_all(args, accelerator, rows):
     if accelerator.is_main_process:
         write_atomically(run_file, (json.dumps(run, indent=1) + "\n").encode())
     pipes = load_pipelines(args, accelerator.device)
-    work = [(i, nodule.centroid_yx) for i, row in enumerate(rows) for nodule in find_nodules(np.asarray(row["semantic_map"]))]
+    work = [(i, nodule) for i, row in enumerate(rows) for nodule in find_nodules(np.asarray(row["semantic_map"]))]
     folder, sets = args.output_dir / "nodules", arm_sets(args)
     numbers = [n for n in range(len(work[: args.max_nodules])) if not all((folder / f"{n:04d}-{name}.npz").exists() for name in sets)]
     seconds, made = 0.0, 0
     with accelerator.split_between_processes(numbers) as own:
         for number in tqdm(own, desc="nodules", disable=not accelerator.is_local_main_process):
-            row, centroid = work[number]
-            nodule = NoduleRun(rows[row], centroid, args, pipes, number)
+            row, nodule = work[number]
+            nodule = NoduleRun(rows[row], nodule, args, pipes, number)
             unguided = None
             for name, arms in sets.items():
                 file = folder / f"{number:04d}-{name}.npz"
