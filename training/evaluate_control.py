@@ -19,20 +19,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from scipy.ndimage import distance_transform_edt
 from tqdm.auto import tqdm
 
 from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier, find_nodules, small_checkpoint
+from lsdm_diffusers.control_arms import arm_figures, read_kept, read_real, real_figures
+from lsdm_diffusers.control_pictures import dose_picture, ladder_picture, locality_picture, matrix_picture
+from lsdm_diffusers.control_report import RATED, ControlReport
 from lsdm_diffusers.ct_dataset import decode_image, write_atomically
 from lsdm_diffusers.guidance import crop_box
+from lsdm_diffusers.metrics import feature_extractor
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
+from lsdm_diffusers.nodule_judge import NoduleJudge, describe_nodules
+from lsdm_diffusers.nodule_measures import change_by_distance
 from lsdm_diffusers.nodule_windows import centred_window, rated
 from lsdm_diffusers.sham_guidance import ShamGuidedPipeline
 from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind
 
 KEPT = 96  # edge in pixels of what is kept of each arm: the classifiers' crop with a margin
-RINGS = (0, 2, 4, 8, 16, 32)  # upper bounds in pixels of the distance from the nodule
-RATED = ("texture", "spiculation", "lobulation")
+FULL_SCALES = (2, 32)  # of texture, spiculation and lobulation, besides --feature_scale
 
 
 def parse_args():
@@ -51,6 +55,8 @@ def parse_args():
     arms.add_argument("--full", action="store_true", help="these three at s = 2 and 32 too")
     arms.add_argument("--sham_scale", type=float, default=16, help="s of the sham and shuffled arms; one of --scales")
     arms.add_argument("--shuffled_classifier", type=Path, default=None, help="folder of a malignancy classifier trained with --shuffle_labels")
+    parser.add_argument("--analyse_only", action="store_true", help="make no arms; judge those that are there, of a run that still goes on too")
+    parser.add_argument("--num_pictures", type=int, default=6, help="nodules in ladder.png")
     parser.add_argument("--output_dir", type=Path, required=True, help="for what each nodule gives, and the results")
     args = parser.parse_args()
     for name in ("feature_scale", "sham_scale"):
@@ -71,7 +77,7 @@ def arm_sets(args):
     main |= three(args.feature_scale) | {name: (f"{kind} {sign}", directions[sign], args.sham_scale) for name, (kind, sign) in sham.items()}
     sets = {"main": main}
     if args.full:
-        sets["full"] = three(2) | three(32)
+        sets["full"] = {name: arm for s in FULL_SCALES for name, arm in three(s).items()}
     if args.shuffled_classifier:
         kinds = ("benign", "malignant")
         sets["shuffled"] = {f"shuffled {kind} s={args.sham_scale:g}": ("shuffled", {"malignancy": kind}, args.sham_scale) for kind in kinds}
@@ -93,14 +99,6 @@ def load_pipelines(args, device):
         for part in (one.vae, *one.classifiers.values()):
             part.to(memory_format=torch.channels_last)  # makes guidance faster on a CPU
     return pipes
-
-
-def change_by_distance(change, mask):
-    """Mean |change| at 0, up to 2, 4, 8, 16, 32 and more pixels from the nodule; NaN where no pixel is."""
-    ring = np.digitize(distance_transform_edt(~mask), RINGS, right=True)
-    counts = np.bincount(ring.ravel(), minlength=len(RINGS) + 1)
-    with np.errstate(invalid="ignore"):
-        return np.bincount(ring.ravel(), np.abs(change).ravel(), minlength=len(RINGS) + 1) / counts
 
 
 class NoduleRun:
@@ -148,7 +146,15 @@ class NoduleRun:
 def generate_all(args, accelerator, rows):
     """Make the arms of every nodule that are not there yet."""
     run = {name: str(value) for name, value in vars(args).items()}
-    for name in ("output_dir", "max_nodules", "full", "shuffled_classifier", "max_train_samples"):  # none changes an arm that is there
+    for name in (
+        "output_dir",
+        "max_nodules",
+        "full",
+        "shuffled_classifier",
+        "max_train_samples",
+        "analyse_only",
+        "num_pictures",
+    ):  # none changes an arm that is there
         run.pop(name)
     run_file = args.output_dir / "run.json"
     if run_file.exists() and json.loads(run_file.read_text()) != run:
@@ -184,11 +190,43 @@ def generate_all(args, accelerator, rows):
     accelerator.wait_for_everyone()
 
 
+def analyse(args, accelerator, validation):
+    """control.json, control.md and the pictures, of what is there."""
+    nodules = read_kept(args.output_dir / "nodules")
+    if not nodules:
+        raise SystemExit(f"--output_dir {args.output_dir} has no nodules to analyse; leave --analyse_only out.")
+    pipe = load_pipelines(args, accelerator.device)["classifier"]
+    extractor = feature_extractor("efficientnet").to(accelerator.device)
+    real = read_real(validation)
+    descriptors = describe_nodules(real.hu, real.drawn, real.spacing, extractor)
+    judge = NoduleJudge(descriptors, real.ratings, real.patients)
+    figures = arm_figures(nodules, judge, extractor, pipe)
+    feature_scales = [args.feature_scale, *(s for s in FULL_SCALES if s != args.feature_scale)]
+    report = ControlReport(nodules, figures, real, real_figures(real, judge, descriptors, pipe), args.scales, feature_scales, args.sham_scale)
+    tables = report.tables()
+    setting = (
+        f"{type(pipe.scheduler).__name__}, {args.num_inference_steps} steps, seed {args.seed}. Judge: logistic and ridge regression on features "
+    )
+    setting += "of EfficientNet-Lite0 (ImageNet, frozen) and the measures. Intervals: 95%, from a bootstrap over patients."
+    content = {"setting": setting, "tables": {table.title: {"caption": table.caption, "rows": table.rows} for table in tables}}
+    write_atomically(args.output_dir / "control.json", (json.dumps(content, indent=1) + "\n").encode())
+    text = "\n".join(["# Control", "", setting, "", *(table.markdown() for table in tables)])
+    write_atomically(args.output_dir / "control.md", text.encode())
+    dose_picture(report).savefig(args.output_dir / "dose.png", dpi=100)
+    matrix_picture(report).savefig(args.output_dir / "matrix.png", dpi=100)
+    locality_picture(report).savefig(args.output_dir / "locality.png", dpi=100)
+    ladder_picture(report, args.num_pictures).savefig(args.output_dir / "ladder.png", dpi=90)
+    print(text)
+
+
 def main():
     args = parse_args()
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
-    rows = rows_of_kind(open_splits(args)["validation"], lambda kind: kind != "nodule").filter(bool, input_columns="nodules")
-    generate_all(args, accelerator, rows)
+    validation = open_splits(args)["validation"]
+    if not args.analyse_only:
+        generate_all(args, accelerator, rows_of_kind(validation, lambda kind: kind != "nodule").filter(bool, input_columns="nodules"))
+    if accelerator.is_main_process:
+        analyse(args, accelerator, validation)
 
 
 if __name__ == "__main__":
