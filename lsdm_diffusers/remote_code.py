@@ -70,7 +70,8 @@ def self_contained_source(module: str) -> str:
         sources[name] = "\n".join(line for line in lines if line is not None).strip()
 
     add(module)
-    heading = f"# {module} of {PACKAGE} {importlib.import_module(PACKAGE).__version__} and what it imports from there, in one file. Licence: Apache-2.0."
+    version = importlib.import_module(PACKAGE).__version__
+    heading = f"# {module} of {PACKAGE} {version} and what it imports from there, in one file. Licence: Apache-2.0."
     return "\n\n\n".join([heading, *(f"# {name}\n\n{text}" for name, text in sources.items())]) + "\n"
 
 
