@@ -17,9 +17,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import yaml
+from httpx import HTTPError
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, SpaceCard, SpaceCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
 import lsdm_diffusers
 from lsdm_diffusers.publishing import evaluation_results
@@ -90,6 +92,13 @@ def files_below(folder: Path) -> dict[str, Path]:
     return {name.as_posix(): path for name, path in paths.items() if not NEVER & set(name.parts)}
 
 
+def checked(files: dict, kind: str) -> dict:
+    """The files, if they and their card may go out."""
+    check_files(files, kind)
+    check_card(read_content(files["README.md"]).decode(), kind)
+    return files
+
+
 def read_results(path: Path, name: str | None, pipeline_folder: str) -> tuple[str, list]:
     """(name, evaluation results) of a file of training/evaluate.py."""
     if not path.is_file():
@@ -119,7 +128,7 @@ def model_files(args) -> dict[str, dict]:
     files = files_below(folder)
     if "README.md" not in files:
         raise SystemExit(f"{folder} has no README.md; the training scripts write one, or fill hub_cards/model_card.md.")
-    check_files(files, "model")  # before its card is parsed
+    checked(files, "model")
     components = {name for name, value in index.items() if isinstance(value, list) and value[0]}
     for name in files:
         if "/" in name and name.split("/")[0] not in components:
@@ -140,7 +149,7 @@ def dataset_files(args) -> dict[str, dict]:
     files = files_below(args.dataset_dir)
     if not any(name.endswith(".parquet") for name in files) or "README.md" not in files:
         raise SystemExit(f"--dataset_dir is {args.dataset_dir}, but a folder made by training/prepare_*.py, with data/ and README.md, is needed.")
-    return {"main": {name: path for name, path in files.items() if not name.endswith(".part")}}
+    return {"main": checked({name: path for name, path in files.items() if not name.endswith(".part")}, "dataset")}
 
 
 def space_files(args) -> dict[str, dict]:
@@ -166,7 +175,7 @@ def space_files(args) -> dict[str, dict]:
         short_description="Draw a semantic map, get a synthetic lung CT slice",
     )
     card = SpaceCard.from_template(data, template_path=str(Path(__file__).parent / "space_card.md"), model_id=args.model_id)
-    return {"main": {**files, "README.md": (str(card).rstrip() + "\n").encode()}}
+    return {"main": checked({**files, "README.md": (str(card).rstrip() + "\n").encode()}, "space")}
 
 
 def write(revisions: dict[str, dict], output_dir: Path) -> None:
@@ -200,8 +209,6 @@ def main():
     args = parse_args()
     try:
         revisions = {"model": model_files, "dataset": dataset_files, "space": space_files}[args.kind](args)
-        check_files(revisions["main"], args.kind)
-        check_card(read_content(revisions["main"]["README.md"]).decode(), args.kind)
     except ValueError as error:
         raise SystemExit(f"Refused, nothing was pushed: {error}") from None
     if args.dry_run:
@@ -209,7 +216,10 @@ def main():
         where = "; ".join(f"{len(files)} files of revision {revision}" for revision, files in revisions.items())
         print(f"{args.output_dir} holds what would be pushed to {args.repo_id}: {where}.")
     else:
-        print(f"published: {push(revisions, args)}")
+        try:
+            print(f"published: {push(revisions, args)}")
+        except (HfHubHTTPError, HTTPError, ValueError) as error:
+            raise SystemExit(f"{args.repo_id} was not published: {' '.join(str(error).split())}") from None
 
 
 if __name__ == "__main__":

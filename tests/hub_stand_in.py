@@ -67,7 +67,7 @@ class StandIn:
             kind = {"dataset": "datasets/", "space": "spaces/"}.get(wanted.get("type"), "")
             name = f"{kind}{wanted['organization'] or 'user'}/{wanted['name']}"
             if name in self.created:
-                return 409, {"error": "You already created this repo"}
+                return 409, {"error": "You already created this model repo", "url": f"http://127.0.0.1/{name}"}
             self.created[name] = wanted
             self.repositories[name]["main"] = {".gitattributes": b""}
             return 200, {"url": f"http://127.0.0.1/{name}"}
