@@ -50,6 +50,12 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("{repo_id}", revision="remote-code", trust_remote_code=True)
 ```
 """
+SPACE_APP = '''"""The page of lsdm_diffusers as a Space: `lsdm-demo` with the model of this Space."""
+
+from lsdm_diffusers.demo.page import main
+
+main(["--pretrained_model_name_or_path", "{model_id}", "--server_name", "0.0.0.0"])
+'''
 
 
 def parse_args():
@@ -157,9 +163,12 @@ def space_files(args) -> dict[str, dict]:
         sdk_version = version("gradio")
     except PackageNotFoundError:
         raise SystemExit('The Space names the gradio that is installed here, but none is: `pip install ".[demo]"`.') from None
-    files = files_below(ROOT / "demo")
-    if "app.py" not in files or "requirements.txt" not in files:
-        raise SystemExit(f"{ROOT / 'demo'} has no app.py and requirements.txt, which the page needs.")
+    requirements = ROOT / "demo" / "requirements.txt"
+    if not requirements.is_file():
+        raise SystemExit(f"{requirements} is not there, but the Space needs it.")
+    local = [line for line in requirements.read_text().splitlines() if line.split("#")[0].strip().startswith(("-", "."))]
+    if local or "lsdm_diffusers" not in requirements.read_text():
+        raise SystemExit(f"{requirements} must name lsdm_diffusers on PyPI or by its Git address" + (f", but has {local[0]!r}." if local else "."))
     data = SpaceCardData(
         title="Lung CT from semantic maps",
         emoji="🫁",
@@ -175,6 +184,7 @@ def space_files(args) -> dict[str, dict]:
         short_description="Draw a semantic map, get a synthetic lung CT slice",
     )
     card = SpaceCard.from_template(data, template_path=str(Path(__file__).parent / "space_card.md"), model_id=args.model_id)
+    files = {"app.py": SPACE_APP.format(model_id=args.model_id).encode(), "requirements.txt": requirements}
     return {"main": checked({**files, "README.md": (str(card).rstrip() + "\n").encode()}, "space")}
 
 

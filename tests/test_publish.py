@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -276,13 +277,21 @@ def test_a_dataset_is_pushed_with_its_card(dataset, publish, hub, tmp_path):
         publish("dataset", "--repo_id", "user/lidc", "--dataset_dir", folder)
 
 
-def test_the_space_holds_the_page_and_its_card(publish, no_hub, tmp_path):
-    if not find_spec("gradio"):
-        pytest.skip("gradio, whose version the card names, is not installed")
-    publish("space", "--repo_id", "user/page", "--model_id", "user/lsdm", "--dry_run", "--output_dir", tmp_path / "dry")
+@pytest.mark.skipif(not find_spec("gradio"), reason="gradio, whose version the card names, is not installed")
+@pytest.mark.skipif(not (ROOT / "demo" / "requirements.txt").exists(), reason="demo/requirements.txt is not there")
+def test_the_space_serves_the_page_with_its_model(publish, hub, tmp_path, monkeypatch):
+    command = ("space", "--repo_id", "user/page", "--model_id", "user/lsdm")
+    publish(*command, "--dry_run", "--output_dir", tmp_path / "dry")
+    publish(*command, "--hub_token", "hf_test")
+    pushed = hub[1].repositories["spaces/user/page"]["main"]
+    assert {name: content for name, content in pushed.items() if name != ".gitattributes"} == contents(tmp_path / "dry")
+    assert hub[1].created["spaces/user/page"]["sdk"] == "gradio"
     data = SpaceCard.load(tmp_path / "dry" / "README.md").data.to_dict()
-    assert data["sdk"] == "gradio" and data["models"] == ["user/lsdm"] and (tmp_path / "dry" / data["app_file"]).is_file()
-    assert "lsdm_diffusers" in (tmp_path / "dry" / "requirements.txt").read_text()
+    assert data["sdk"] == "gradio" and data["sdk_version"] == version("gradio") and data["models"] == ["user/lsdm"]
+    given = []
+    monkeypatch.setattr("lsdm_diffusers.demo.page.main", given.append)
+    runpy.run_path(str(tmp_path / "dry" / data["app_file"]))
+    assert given == [["--pretrained_model_name_or_path", "user/lsdm", "--server_name", "0.0.0.0"]]
 
 
 def test_the_card_of_a_run_takes_patients_and_licence_from_its_dataset(tmp_path):
