@@ -25,12 +25,8 @@ from tqdm.auto import tqdm
 
 from lsdm_diffusers import LSDMGuidedPipeline, find_nodules, small_checkpoint
 from lsdm_diffusers.metrics import patient_bootstrap
+from lsdm_diffusers.nodule_windows import centred_window, rated
 from lsdm_diffusers.semantic_map import PALETTE
-
-
-def centred_window(shape, centre, edge):
-    """Slices of a window around `centre`, moved inside the frame."""
-    return tuple(slice(start, start + edge) for start in (int(min(max(c - edge / 2, 0), n - edge)) for c, n in zip(centre, shape, strict=True)))
 
 
 def arms_of(scales, texture_scale):
@@ -117,8 +113,8 @@ def main():
                 small = centred_window(labels.shape, centre, 64)
                 shown = {name: hu[small].astype(np.int16) for name, hu in pictures.items()}
                 np.savez_compressed(args.output_dir / f"nodule-{number}.npz", map=labels[small], **shown)
-            rated = entry["nodules"][int(np.argmin([np.hypot(*np.subtract(n["centroid_yx"], nodule.centroid_yx)) for n in entry["nodules"]]))]
-            line = {"row": row, "centroid_yx": [float(c) for c in nodule.centroid_yx], "patient_id": rated["patient_id"], "arms": figures}
+            patient = rated(entry, nodule)["patient_id"]
+            line = {"row": row, "centroid_yx": [float(c) for c in nodule.centroid_yx], "patient_id": patient, "arms": figures}
             print(json.dumps(line), file=file, flush=True)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
