@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The baselines that stand beside the shipped checkpoint, on its data, after train.sh; run again after an interruption, it goes on.
-#     bash training/recipes/lung-ct-small/train_baselines.sh OUTPUT_DIR [ldm | spade_gan]
-# $output/data and $output/vae are those of train.sh; the results are $output/ldm/pipeline and $output/spade-gan/pipeline.
+#     bash training/recipes/lung-ct-small/train_baselines.sh OUTPUT_DIR [ldm | spade_gan | shuffled_classifier]
+# $output/data and $output/vae are those of train.sh; the results are $output/ldm/pipeline, $output/spade-gan/pipeline
+# and $output/shuffled_classifier, the control of training/evaluate_control.py.
 set -euo pipefail
 output=$1
 source "$(dirname "$0")/phase.sh"
@@ -25,4 +26,8 @@ spade_gan() { # a step of the GAN costs several of the U-Net's: it sees fewer sl
   phase train_spade_gan.py "$output/spade-gan" 1350 "${gan[@]}" --crop_size 512 --train_batch_size 1 --validation_steps 150
 }
 
-for baseline in ${2:-ldm spade_gan}; do "$baseline"; done
+shuffled_classifier() { # malignancy's, told nothing
+  classifier shuffled malignancy 1500 --shuffle_labels
+}
+
+for baseline in ${2:-ldm spade_gan shuffled_classifier}; do "$baseline"; done
