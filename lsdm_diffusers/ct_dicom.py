@@ -127,8 +127,8 @@ def index_dicom(folder: Path, executor: Executor | None = None) -> tuple[dict[st
     return series, faults
 
 
-def read_slice(path: str) -> CtSlice:
-    """One axial CT slice in Hounsfield units.
+def read_slice(path: str, max_pixels: int = MAX_EDGE**2) -> CtSlice:
+    """One axial CT slice in Hounsfield units; one of more than `max_pixels` is refused before its pixels are decoded.
 
     Rescale slope and intercept are applied and rounded to whole HU; pixels of the padding value that are no Hounsfield unit, and all
     values below -1024, become -1024.
@@ -150,6 +150,8 @@ def read_slice(path: str) -> CtSlice:
         shape = int(dataset.Rows), int(dataset.Columns)
         if not (16 <= min(shape) and max(shape) <= MAX_EDGE):
             raise DicomError(f"{shape[0]}x{shape[1]} pixels, but 16..{MAX_EDGE} a side are read")
+        if shape[0] * shape[1] > max_pixels:
+            raise DicomError(f"{shape[0]}x{shape[1]} pixels, but at most {max_pixels} in all are read")
         row_spacing, column_spacing = (float(value) for value in dataset.PixelSpacing)
         if not (0.1 <= row_spacing <= 5 and abs(row_spacing - column_spacing) < 0.01 * row_spacing):
             raise DicomError(f"pixel spacing {row_spacing:g} x {column_spacing:g} mm, but square pixels of 0.1..5 mm are needed")
