@@ -46,9 +46,7 @@ def labels_from_colours(rgb: np.ndarray) -> np.ndarray:
     clear = np.min(squares, axis=0) <= 3 * 8**2  # off by 8 of 255 in each channel, as after a conversion
     drawn = ~(clear & (labels == SemanticLabel.BACKGROUND))
     if (~clear).sum() > 0.3 * drawn.sum():
-        raise ValueError(
-            f"This is a colour picture and no semantic map: {_percent(clear)} of its pixels have colours of the legend; needed is {WANTED}."
-        )
+        raise ValueError(f"This is a colour picture and no semantic map: {_percent(clear)} of it has colours of the legend; needed is {WANTED}.")
     if clear.all():
         return labels
     nearest = np.full(labels.shape, np.iinfo(np.int32).max)
@@ -74,9 +72,7 @@ def _check_pixels(height: int, width: int, max_pixels: int) -> None:
 def _check_hu(values: np.ndarray) -> np.ndarray:
     """Hounsfield units as int16, if they can be those of a slice through the chest: air and tissue."""
     if not np.isfinite(values).all():
-        raise ValueError(
-            f"The slice has {int((~np.isfinite(values)).sum())} pixels that hold no number (NaN or infinite), but each must hold its HU."
-        )
+        raise ValueError(f"The slice has {int((~np.isfinite(values)).sum())} pixels without a number (NaN or infinite), but each needs its HU.")
     low, high = float(values.min()), float(values.max())
     if low > -500 or high < -200 or low < -32768 or high > 32767:
         raise ValueError(f"The values {low:g} to {high:g} are no HU of a chest CT slice, where air is about -1000 and soft tissue 0 to 100.")
