@@ -307,7 +307,7 @@ def test_the_card_of_a_run_takes_patients_and_licence_from_its_dataset(tmp_path)
         card = ModelCard.load(tmp_path / "README.md")
         card.data.license = "cc-by-4.0"
         if filled:
-            assert "LIDC-IDRI, CC BY 3.0: Armato III et al." in card.text and "Patients: 2 train, 1 validation;" in card.text
+            assert "LIDC-IDRI, CC BY 3.0: Armato III et al." in card.text and "Patients: 2 train, 1 validation." in card.text
             check_card(str(card), "model")
             check_files({"README.md": str(card).encode()}, "model")
         else:
