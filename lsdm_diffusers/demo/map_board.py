@@ -11,7 +11,7 @@ import gradio as gr
 import numpy as np
 import PIL.Image
 
-from ..map_upload import DEFAULT_PIXEL_SPACING, read_map_upload
+from ..map_upload import read_map_upload
 from ..models.nodule_classifier import NODULE_FEATURES
 from ..nodule_stamp import DIAMETER_MM, SHAPES, stamp_nodule
 from ..pipeline_lsdm import feature_target
@@ -109,9 +109,12 @@ class MapBoard(gr.HTML):
     """Board of a semantic map; its value is {"map": packed labels, "pixel_spacing": mm, "features": a dict for each nodule}."""
 
     def __init__(self, **arguments):
-        examples = [{"title": title, "map": pack_array(np.asarray(PIL.Image.open(path)))} for title, path in example_maps().items()]
+        examples = []
+        for title, path in example_maps().items():
+            with PIL.Image.open(path) as image:
+                examples.append({"title": title, "map": pack_array(np.asarray(image)), "pixel_spacing": float(image.text["pixel_spacing_mm"])})
         super().__init__(
-            value={"map": examples[0]["map"], "pixel_spacing": DEFAULT_PIXEL_SPACING, "features": None},
+            value={"map": examples[0]["map"], "pixel_spacing": examples[0]["pixel_spacing"], "features": None},
             html_template=(STATIC / "map_board.html").read_text(),
             css_template=(STATIC / "map_board.css").read_text(),
             js_on_load=(STATIC / "packed_array.js").read_text() + (STATIC / "map_board.js").read_text(),

@@ -384,7 +384,7 @@ props.examples.forEach(async (example) => {
   button.dataset.title = example.title;
   button.onclick = () => {
     say("");
-    load(example.map, props.value.pixel_spacing && example.pixel_spacing || 0.7, example.title);
+    load(example.map, example.pixel_spacing, example.title);
   };
   find(".examples").append(button);
   paintMap(canvas, await unpackArray(example.map), canvas.width, canvas.height);

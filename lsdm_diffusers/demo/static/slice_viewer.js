@@ -1,0 +1,240 @@
+const find = (selector) => element.querySelector(selector);
+const DIFFERENCE = 400; // HU at which a difference has its full colour
+const CLOSE_UP = 0.34; // of the edge of the picture
+
+let slices = []; // those of props.value with their arrays unpacked: {..., hu, map, unguided}
+let chosen = 0;
+let currentWindow = props.windows[0];
+let pinned = null; // {x, y} of the last click, where HU are read while the mouse is elsewhere
+
+function make(tag, attributes, ...children) {
+  const node = Object.assign(document.createElement(tag), attributes);
+  node.append(...children);
+  return node;
+}
+
+// ---- pixels
+
+function grey(hu) {
+  return 255 * Math.min(1, Math.max(0, (hu - (currentWindow.centre - 0.5)) / (currentWindow.width - 1) + 0.5));
+}
+
+// what the difference of a slice is taken to, or null
+function reference(slice) {
+  if (props.value.compare) return slices[0] === slice ? null : slices[0].hu;
+  return slice.unguided;
+}
+
+function picture(slice) {
+  const image = new ImageData(slice.width, slice.height);
+  const other = find(".difference").checked ? reference(slice) : null;
+  const overlay = find(".overlay").checked;
+  for (let i = 0; i < slice.hu.length; i++) {
+    let rgb;
+    if (other) {
+      const change = Math.max(-1, Math.min(1, (slice.hu[i] - other[i]) / DIFFERENCE));
+      const base = 0.35 * grey(slice.hu[i]), shade = Math.min(1, Math.abs(change) * 1.5);
+      const colour = change > 0 ? [255, 120, 60] : [70, 150, 255];
+      rgb = colour.map((c) => base * (1 - shade) + c * shade);
+    } else {
+      const value = grey(slice.hu[i]);
+      rgb = [value, value, value];
+    }
+    if (overlay && slice.map[i]) rgb = rgb.map((c, k) => 0.6 * c + 0.4 * props.labels[slice.map[i]].colour[k]);
+    image.data.set([rgb[0], rgb[1], rgb[2], 255], 4 * i);
+  }
+  return image;
+}
+
+// square of the slice around nodule `index`, with what is about it
+function closeUpBox(slice, index) {
+  const nodule = slice.nodules[index];
+  const edge = Math.min(slice.width, slice.height, Math.max(64, 2.6 * nodule.diameter));
+  const inside = (centre, size) => Math.max(0, Math.min(size - edge, centre - edge / 2));
+  return { x: inside(nodule.yx[1], slice.width), y: inside(nodule.yx[0], slice.height), edge: edge };
+}
+
+function draw(canvas, slice) {
+  canvas.width = 2 * slice.width; // twice, so that the close-up is sharp
+  canvas.height = 2 * slice.height;
+  const context = canvas.getContext("2d");
+  const plain = make("canvas", { width: slice.width, height: slice.height });
+  plain.getContext("2d").putImageData(picture(slice), 0, 0);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(plain, 0, 0, canvas.width, canvas.height);
+  const index = Number(find(".closeup").value);
+  if (find(".closeup").value !== "" && slice.nodules[index]) {
+    const box = closeUpBox(slice, index);
+    const size = CLOSE_UP * Math.min(canvas.width, canvas.height), left = canvas.width - size - 8, top = canvas.height - size - 8;
+    context.lineWidth = 3;
+    context.strokeStyle = "#fbbf24";
+    context.strokeRect(2 * box.x, 2 * box.y, 2 * box.edge, 2 * box.edge);
+    context.drawImage(plain, box.x, box.y, box.edge, box.edge, left, top, size, size);
+    context.strokeRect(left, top, size, size);
+  }
+}
+
+// ---- what is shown
+
+const shown = () => (props.value.compare ? slices : slices.slice(chosen, chosen + 1));
+
+function drawPanels() {
+  element.querySelectorAll(".panel canvas").forEach((canvas, index) => draw(canvas, shown()[index]));
+}
+
+function showSlices() {
+  const panels = shown().map((slice) => {
+    const canvas = make("canvas", {});
+    const panel = make("figure", { className: "panel" }, canvas, make("figcaption", { textContent: slices.length > 1 ? slice.title : "" }));
+    panel.classList.toggle("active", slices[chosen] === slice);
+    canvas.addEventListener("pointermove", (event) => event.pointerType === "mouse" && readOut(pixelOf(event, canvas, slice)));
+    canvas.addEventListener("pointerleave", () => readOut(pinned));
+    canvas.addEventListener("click", (event) => {
+      pinned = pixelOf(event, canvas, slice);
+      readOut(pinned);
+      choose(slices.indexOf(slice));
+    });
+    return panel;
+  });
+  find(".panels").replaceChildren(...panels);
+  find(".empty").hidden = slices.length > 0;
+  find(".difference").disabled = !slices.some(reference);
+  if (find(".difference").disabled) find(".difference").checked = false;
+  const count = slices.length ? slices[0].nodules.length : 0;
+  const before = find(".closeup").value;
+  const options = [make("option", { value: "", textContent: "off" })];
+  for (let index = 0; index < count; index++) options.push(make("option", { value: String(index), textContent: "nodule " + (index + 1) }));
+  find(".closeup").replaceChildren(...options);
+  find(".closeup").value = Number(before) < count && before !== "" ? before : count ? "0" : "";
+  find(".downloads").hidden = !slices.length;
+  showThumbnails();
+  drawPanels();
+  readOut(pinned);
+  choose(Math.min(chosen, Math.max(0, slices.length - 1)));
+}
+
+function showThumbnails() {
+  const wanted = slices.length > 1 && !props.value.compare ? slices : [];
+  find(".thumbnails").replaceChildren(
+    ...wanted.map((slice, index) => {
+      const canvas = make("canvas", { width: slice.width, height: slice.height });
+      canvas.getContext("2d").putImageData(picture(slice), 0, 0);
+      const button = make("button", { type: "button", title: slice.title }, canvas);
+      button.onclick = () => {
+        chosen = index;
+        showSlices();
+      };
+      return button;
+    }),
+  );
+}
+
+function choose(index) {
+  chosen = index;
+  element.querySelectorAll(".panel").forEach((panel, i) => panel.classList.toggle("active", shown()[i] === slices[chosen]));
+  element.querySelectorAll(".thumbnails button").forEach((button, i) => button.setAttribute("aria-pressed", String(i === chosen)));
+  find(".download-title").textContent = slices.length > 1 ? "Download (" + slices[chosen].title + ")" : "Download";
+}
+
+// the pixel of the slice under the mouse, also within the close-up
+function pixelOf(event, canvas, slice) {
+  const box = canvas.getBoundingClientRect();
+  let x = ((event.clientX - box.left) / box.width) * slice.width, y = ((event.clientY - box.top) / box.height) * slice.height;
+  const index = Number(find(".closeup").value);
+  if (find(".closeup").value !== "" && slice.nodules[index]) {
+    const size = CLOSE_UP * Math.min(slice.width, slice.height), left = slice.width - size - 4, top = slice.height - size - 4;
+    if (x >= left && y >= top && x < left + size && y < top + size) {
+      const part = closeUpBox(slice, index);
+      x = part.x + ((x - left) / size) * part.edge;
+      y = part.y + ((y - top) / size) * part.edge;
+    }
+  }
+  return { x: Math.max(0, Math.min(slice.width - 1, Math.floor(x))), y: Math.max(0, Math.min(slice.height - 1, Math.floor(y))) };
+}
+
+function readOut(point) {
+  if (!slices.length || !point) {
+    find(".readout").textContent = slices.length ? "Point at the slice to read Hounsfield units." : "";
+    return;
+  }
+  const at = point.y * slices[0].width + point.x;
+  const values = shown().map((slice) => {
+    const other = props.value.compare ? null : slice.unguided;
+    const name = props.value.compare ? slice.title.split(",")[0] + " " : "";
+    return name + slice.hu[at] + " HU" + (other ? " (unguided " + other[at] + ")" : "");
+  });
+  const where = "row " + point.y + ", column " + point.x + ", " + props.labels[shown()[0].map[at]].name;
+  find(".readout").textContent = values.join(" | ") + " at " + where;
+}
+
+function showProgress(progress) {
+  find(".progress").hidden = !progress;
+  if (!progress) return find(".preview").removeAttribute("src");
+  find(".done").style.width = 100 * progress.fraction + "%";
+  find(".progress-text").textContent = progress.text;
+  if (progress.preview) find(".preview").src = progress.preview;
+}
+
+// ---- events
+
+let unpacked = []; // packed slices already shown, so that an update of the progress alone unpacks nothing
+async function update() {
+  const value = props.value;
+  showProgress(value.progress);
+  find(".message").textContent = value.message || "";
+  const same = unpacked.length === value.slices.length && value.slices.every((slice, i) => slice.id === unpacked[i]);
+  if (same) return;
+  const arrays = await Promise.all(
+    value.slices.map(async (slice) => ({
+      ...slice,
+      packed: slice.hu,
+      height: slice.hu.shape[0],
+      width: slice.hu.shape[1],
+      hu: await unpackArray(slice.hu),
+      map: await unpackArray(slice.map),
+      unguided: slice.unguided && (await unpackArray(slice.unguided)),
+    })),
+  );
+  if (value !== props.value && props.value.slices.length !== value.slices.length) return; // a newer update unpacks its own
+  const first = arrays.length <= 1;
+  unpacked = value.slices.map((slice) => slice.id);
+  slices = arrays;
+  if (first) {
+    chosen = 0;
+    pinned = null;
+  }
+  showSlices();
+}
+
+async function download(format) {
+  const slice = slices[chosen];
+  const name = "synthetic-ct-" + slice.title.replace(/[^a-z0-9]+/gi, "-");
+  const answer = await server.export_slice({
+    hu: slice.packed, format: format, name: name, pixel_spacing: slice.pixelSpacing,
+    window: currentWindow.name, parameters: slice.parameters,
+  }).catch(() => ({ error: "The server did not answer." }));
+  find(".message").textContent = answer.error || "";
+  if (answer.error) return;
+  const address = URL.createObjectURL(new Blob([bytesFromBase64(answer.data)]));
+  make("a", { href: address, download: answer.name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 60000);
+}
+
+props.windows.forEach((option) => {
+  const button = make("button", { type: "button", textContent: option.name });
+  button.title = "centre " + option.centre + " HU, width " + option.width + " HU";
+  button.setAttribute("role", "radio");
+  button.onclick = () => {
+    currentWindow = option;
+    element.querySelectorAll(".windows button").forEach((other) => other.setAttribute("aria-checked", String(other === button)));
+    drawPanels();
+    showThumbnails();
+    choose(chosen);
+  };
+  find(".windows").append(button);
+});
+find(".windows button").setAttribute("aria-checked", "true");
+for (const control of [".overlay", ".difference", ".closeup"]) find(control).onchange = drawPanels;
+element.querySelectorAll("[data-format]").forEach((button) => (button.onclick = () => download(button.dataset.format)));
+watch("value", update);
+update();
