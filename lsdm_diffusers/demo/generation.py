@@ -107,9 +107,7 @@ def make_jobs(
     steps = whole_number("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
     seed = whole_number("seed", seed, 0, 2**32)
     images = whole_number("num_images", num_images, 1, MAX_IMAGES)
-    return [
-        Job(semantic_map, pixel_spacing, features, float(guidance_scale), sampler, steps, seed + i, f"seed {seed + i}") for i in range(images)
-    ]
+    return [Job(semantic_map, pixel_spacing, features, float(guidance_scale), sampler, steps, seed + i, f"seed {seed + i}") for i in range(images)]
 
 
 def with_malignancy(jobs: list[Job], malignancy: str) -> list[Job]:

@@ -2,6 +2,7 @@
 
 import base64
 import tempfile
+import uuid
 
 import gradio as gr
 import numpy as np
@@ -34,6 +35,7 @@ def export_slice(request: dict) -> dict:
 def slice_value(hu: np.ndarray, semantic_map: np.ndarray, pixel_spacing: float, title: str, parameters: dict, unguided=None) -> dict:
     """One slice for the viewer; `unguided` is the slice of the same noise without guidance, if it was made."""
     return {
+        "id": uuid.uuid4().hex,  # by which the browser knows what it shows already
         "title": title,
         "hu": pack_array(hu),
         "map": pack_array(semantic_map),

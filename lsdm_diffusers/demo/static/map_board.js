@@ -380,7 +380,7 @@ props.shapes.forEach((shape) => find(".shape").append(make("option", { value: sh
 Object.assign(find(".diameter"), { min: props.diameters[0], max: props.diameters[1], value: 14 });
 props.examples.forEach(async (example) => {
   const canvas = make("canvas", { width: example.map.shape[1], height: example.map.shape[0] });
-  const button = make("button", { type: "button", title: example.title }, canvas, make("span", { textContent: example.title }));
+  const button = make("button", { type: "button", title: example.title }, canvas, make("span", { textContent: example.title.split(",")[0] }));
   button.dataset.title = example.title;
   button.onclick = () => {
     say("");

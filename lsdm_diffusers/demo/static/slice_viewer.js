@@ -177,8 +177,10 @@ function showProgress(progress) {
 
 // ---- events
 
-let unpacked = []; // packed slices already shown, so that an update of the progress alone unpacks nothing
+let unpacked = []; // ids of the slices shown, so that an update of the progress alone unpacks nothing
+let updates = 0;
 async function update() {
+  const mine = ++updates;
   const value = props.value;
   showProgress(value.progress);
   find(".message").textContent = value.message || "";
@@ -195,7 +197,7 @@ async function update() {
       unguided: slice.unguided && (await unpackArray(slice.unguided)),
     })),
   );
-  if (value !== props.value && props.value.slices.length !== value.slices.length) return; // a newer update unpacks its own
+  if (mine !== updates) return; // a newer update unpacks its own
   const first = arrays.length <= 1;
   unpacked = value.slices.map((slice) => slice.id);
   slices = arrays;
