@@ -30,11 +30,13 @@ NOTICE = '<p class="notice">Synthetic images for research and teaching. <strong>
 QUEUE = 24  # requests that may wait; the next is told to come back
 FILE_LIFETIME = 600  # seconds until a file of the API is removed at the latest
 CSS = """
-.gradio-container { max-width: 1480px !important; }
-.page-title h1 { margin: 0; font-size: 24px; }
-.notice { margin: 0 !important; background: #fffbeb; border: 1px solid #fcd34d; color: #78350f; border-radius: 8px; padding: 8px 14px; font-size: 14px; }
+.gradio-container .main { max-width: 1480px !important; padding: 14px 24px !important; }
+.gradio-container .html-container { padding: 0 !important; }
+.page-header { display: flex; flex-wrap: wrap; gap: 8px 24px; align-items: center; justify-content: space-between; }
+.page-header h1 { margin: 0; font-size: 24px; font-weight: 700; }
+.notice { margin: 0; background: #fffbeb; border: 1px solid #fcd34d; color: #78350f; border-radius: 8px; padding: 6px 14px; font-size: 14px; }
 .notice strong { color: #78350f; }
-.dark .notice { margin: 0 !important; background: #451a03; border-color: #92400e; color: #fde68a; }
+.dark .notice { margin: 0; background: #451a03; border-color: #92400e; color: #fde68a; }
 .dark .notice strong { color: #fde68a; }
 .actions button { min-height: 46px; }
 """
@@ -124,13 +126,11 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, FILE_LIFETIME)) as demo:
         demo.upload_file_set = Uploads()
         demo.temp_file_sets[0] = demo.upload_file_set
-        with gr.Row(equal_height=True):
-            gr.Markdown(f"# {TITLE}", elem_classes="page-title")
-            gr.HTML(NOTICE)
+        gr.HTML(f'<header class="page-header"><h1>{TITLE}</h1>{NOTICE}</header>', apply_default_css=False)
         with gr.Row():
-            with gr.Column(scale=1, min_width=340):
+            with gr.Column(scale=5, min_width=340):
                 board = MapBoard(elem_id="board")
-            with gr.Column(scale=1, min_width=340):
+            with gr.Column(scale=7, min_width=340):
                 with gr.Row(elem_classes="actions"):
                     generate_button = gr.Button("Generate", variant="primary", min_width=120, elem_id="generate")
                     compare_button = gr.Button("Compare benign and malignant", variant="secondary", min_width=220, elem_id="compare")

@@ -54,24 +54,40 @@ function closeUpBox(slice, index) {
   return { x: inside(nodule.yx[1], slice.width), y: inside(nodule.yx[0], slice.height), edge: edge };
 }
 
+// where the close-up lies: beneath the slice when two are compared, or in its emptiest corner; null without one
+function closeUp(slice) {
+  const index = Number(find(".closeup").value);
+  if (find(".closeup").value === "" || !slice.nodules[index]) return null;
+  const box = closeUpBox(slice, index);
+  if (props.value.compare) return { box: box, left: 0, top: slice.height + 1, size: slice.width };
+  const size = CLOSE_UP * Math.min(slice.width, slice.height), far = [slice.width - size - 4, slice.height - size - 4];
+  const corners = [[far[0], far[1]], [4, far[1]], [far[0], 4], [4, 4]].map(([left, top]) => ({ left: left, top: top, covered: 0 }));
+  for (const corner of corners) {
+    for (let y = Math.floor(corner.top); y < corner.top + size; y += 4) {
+      for (let x = Math.floor(corner.left); x < corner.left + size; x += 4) corner.covered += slice.map[y * slice.width + x] > 0;
+    }
+  }
+  const best = corners.reduce((a, b) => (b.covered < a.covered ? b : a));
+  return { box: box, left: best.left, top: best.top, size: size };
+}
+
 function draw(canvas, slice) {
-  canvas.width = 2 * slice.width; // twice, so that the close-up is sharp
-  canvas.height = 2 * slice.height;
+  const place = closeUp(slice), scale = 2; // so that the close-up is sharp
+  canvas.width = scale * slice.width;
+  canvas.height = scale * Math.max(slice.height, place ? place.top + place.size : 0);
   const context = canvas.getContext("2d");
   const plain = make("canvas", { width: slice.width, height: slice.height });
   plain.getContext("2d").putImageData(picture(slice), 0, 0);
   context.imageSmoothingQuality = "high";
-  context.drawImage(plain, 0, 0, canvas.width, canvas.height);
-  const index = Number(find(".closeup").value);
-  if (find(".closeup").value !== "" && slice.nodules[index]) {
-    const box = closeUpBox(slice, index);
-    const size = CLOSE_UP * Math.min(canvas.width, canvas.height), left = canvas.width - size - 8, top = canvas.height - size - 8;
-    context.lineWidth = 3;
-    context.strokeStyle = "#fbbf24";
-    context.strokeRect(2 * box.x, 2 * box.y, 2 * box.edge, 2 * box.edge);
-    context.drawImage(plain, box.x, box.y, box.edge, box.edge, left, top, size, size);
-    context.strokeRect(left, top, size, size);
-  }
+  context.scale(scale, scale);
+  context.drawImage(plain, 0, 0);
+  if (!place) return;
+  const { box, left, top, size } = place;
+  context.lineWidth = 1.5;
+  context.strokeStyle = "#fbbf24";
+  context.strokeRect(box.x, box.y, box.edge, box.edge);
+  context.drawImage(plain, box.x, box.y, box.edge, box.edge, left, top, size, size);
+  context.strokeRect(left + 0.75, top + 0.75, size - 1.5, size - 1.5);
 }
 
 // ---- what is shown
@@ -138,16 +154,12 @@ function choose(index) {
 
 // the pixel of the slice under the mouse, also within the close-up
 function pixelOf(event, canvas, slice) {
-  const box = canvas.getBoundingClientRect();
-  let x = ((event.clientX - box.left) / box.width) * slice.width, y = ((event.clientY - box.top) / box.height) * slice.height;
-  const index = Number(find(".closeup").value);
-  if (find(".closeup").value !== "" && slice.nodules[index]) {
-    const size = CLOSE_UP * Math.min(slice.width, slice.height), left = slice.width - size - 4, top = slice.height - size - 4;
-    if (x >= left && y >= top && x < left + size && y < top + size) {
-      const part = closeUpBox(slice, index);
-      x = part.x + ((x - left) / size) * part.edge;
-      y = part.y + ((y - top) / size) * part.edge;
-    }
+  const frame = canvas.getBoundingClientRect(), unit = slice.width / frame.width;
+  let x = (event.clientX - frame.left) * unit, y = (event.clientY - frame.top) * unit;
+  const place = closeUp(slice);
+  if (place && x >= place.left && y >= place.top && x < place.left + place.size && y < place.top + place.size) {
+    x = place.box.x + ((x - place.left) / place.size) * place.box.edge;
+    y = place.box.y + ((y - place.top) / place.size) * place.box.edge;
   }
   return { x: Math.max(0, Math.min(slice.width - 1, Math.floor(x))), y: Math.max(0, Math.min(slice.height - 1, Math.floor(y))) };
 }
