@@ -1,5 +1,6 @@
 """Axial CT slices from DICOM files that may be broken, foreign or hostile: an index of the files, and each slice in Hounsfield units."""
 
+import io
 import os
 import re
 from collections.abc import Iterable
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
 import pydicom
+from pydicom.encaps import get_frame
 from pydicom.misc import is_dicom
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from tqdm.auto import tqdm
@@ -70,6 +73,15 @@ def _open(path: str, **options) -> pydicom.Dataset:
         raise
     except Exception as error:  # a broken file can raise nearly anything inside the parser
         raise DicomError(f"unreadable ({reason_of(error)})") from error
+
+
+def _encoded_shape(dataset: pydicom.Dataset) -> tuple[int, int] | None:
+    """The size that a JPEG or JPEG 2000 stream itself tells, unpacked; a few hundred bytes can tell gigabytes. None for other streams."""
+    try:
+        with PIL.Image.open(io.BytesIO(get_frame(dataset.PixelData, 0, number_of_frames=1)), formats=["JPEG", "JPEG2000"]) as image:
+            return image.size[::-1]
+    except PIL.UnidentifiedImageError:
+        return None
 
 
 def _headers(paths: list[str]) -> list[SliceFile | tuple[str, str]]:
@@ -166,9 +178,13 @@ def read_slice(path: str, max_pixels: int = MAX_EDGE**2) -> CtSlice:
         slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
         if not (np.isfinite([slope, intercept]).all() and slope > 0):
             raise DicomError(f"rescale slope {slope:g} and intercept {intercept:g} make no Hounsfield units")
-        encoded = len(dataset.get("PixelData") or b"")
-        if dataset.file_meta.TransferSyntaxUID.is_compressed and encoded > 4 * 2 * shape[0] * shape[1] + 2**20:
-            raise DicomError(f"{encoded} bytes of compressed pixel data, more than {shape[0]}x{shape[1]} pixels need")
+        if dataset.file_meta.TransferSyntaxUID.is_compressed:
+            encoded = len(dataset.get("PixelData") or b"")
+            if encoded > 4 * 2 * shape[0] * shape[1] + 2**20:
+                raise DicomError(f"{encoded} bytes of compressed pixel data, more than {shape[0]}x{shape[1]} pixels need")
+            encoded_shape = _encoded_shape(dataset)
+            if encoded_shape not in (None, shape):
+                raise DicomError(f"compressed pixel data of shape {encoded_shape} instead of {shape}")
         stored = dataset.pixel_array
         if stored.shape != shape:
             raise DicomError(f"pixel data of shape {stored.shape} instead of {shape}")
