@@ -260,8 +260,8 @@ class ControlReport:
                     strange = of_nodule @ outside_three_deviations(reference[region])
                     rows[name][f"beyond 3σ, {region}"] = patient_bootstrap(strange, patients, over=of_nodule.sum(axis=1))
             caption = (
-                f"{int(own.sum())} nodules rated {kind} and {int((~own).sum())} of the opposite class, against {int(wanted.sum())} real nodules rated "
-                f"{kind} (of the same patients). Wasserstein-1 of pooled HU in the drawn nodule, its rim of 4 pixels, and the rest of 64x64 pixels; "
+                f"{int(own.sum())} nodules rated {kind} and {int((~own).sum())} of the opposite class, against {int(wanted.sum())} real nodules "
+                f"rated {kind} (of the same patients). Wasserstein-1 of pooled HU in the drawn nodule, its 4-pixel rim, and the rest of 64x64 pixels; "
                 "share of pixels beyond mean ± 3 deviations of the real ones."
             )
             tables.append(Table(f"HU of nodules guided to be {kind}", caption, rows))
@@ -280,8 +280,8 @@ class ControlReport:
             row["step across the crop's edge / inside"] = patient_bootstrap_of(root, self.patients[there], *(e[there] for e in energies))
             rows[arm] = row
         caption = (
-            f"{self.size}. Mean |guided - unguided| in HU by the distance from the drawn nodule; root mean square step of that change across the edge "
-            "of the classifiers' 64x64 crop over that of the three lines inside: 1 is no seam."
+            f"{self.size}. Mean |guided - unguided| in HU by the distance from the drawn nodule; root mean square step of that change across the "
+            "edge of the classifiers' 64x64 crop over that of the three lines inside: 1 is no seam."
         )
         return Table("Locality", caption, rows)
 

@@ -202,6 +202,41 @@ def patient_bootstrap_of(statistic: Callable, patients: np.ndarray, *columns: np
         return {"mean": float(statistic(*columns)), "interval": [float(bound) for bound in np.nanquantile(values, (0.025, 0.975))]}
 
 
+def auc_bootstrap(
+    scores: np.ndarray, positive: np.ndarray, patients: np.ndarray, less: np.ndarray | None = None, repetitions: int = 2000, seed: int = 0
+) -> dict:
+    """Area under the ROC curve, mean over runs, and its 95% interval from a bootstrap that draws whole patients.
+
+    Args:
+        scores: (R, N), of R runs (training seeds) on N nodules.
+        positive: (N,) boolean.
+        patients: (N,).
+        less: (R', N) scores of another classifier on the same nodules; then it is the difference of the two areas.
+
+    Returns:
+        {"mean": float, "interval": [low, high]}. Repetitions that draw nodules of one class only are left out.
+
+    Raises:
+        ValueError: for shapes that do not agree, or one class.
+    """
+    scores, positive, patients = np.atleast_2d(scores), np.asarray(positive, dtype=bool), np.asarray(patients)
+    if scores.shape[1] != len(positive) or len(positive) != len(patients) or positive.all() or not positive.any():
+        shapes = f"{scores.shape}, {positive.shape} and {patients.shape}"
+        raise ValueError(f"`scores`, `positive` and `patients` have the shapes {shapes}, but (R, N), (N,) and (N,) of both classes are needed.")
+
+    def wins(some):  # (positives, negatives): how often, over runs, the positive one has the higher score; a tie is half
+        margins = some[:, positive, None] - some[:, None, ~positive]
+        return ((margins > 0) + 0.5 * (margins == 0)).mean(axis=0)
+
+    table = wins(scores) - (0 if less is None else wins(np.atleast_2d(less)))
+    every, patient = np.unique(patients, return_inverse=True)
+    drawn = np.random.default_rng(seed).multinomial(len(every), np.full(len(every), 1 / len(every)), size=repetitions)[:, patient]
+    drawn_positive, drawn_negative = drawn[:, positive], drawn[:, ~positive]
+    pairs = drawn_positive.sum(axis=1) * drawn_negative.sum(axis=1)
+    areas = ((drawn_positive @ table) * drawn_negative).sum(axis=1)[pairs > 0] / pairs[pairs > 0]
+    return {"mean": float(table.mean()), "interval": [float(bound) for bound in np.quantile(areas, (0.025, 0.975))]}
+
+
 def _check_images(name, images):
     if images.ndim != 4 or images.shape[1] != 1:
         raise ValueError(f"`{name}` has the shape {tuple(images.shape)}, but (N, 1, H, W) is needed.")

@@ -1,12 +1,15 @@
 """Windows of slices around rated nodules: cheap to sample, and all that a figure of a nodule shows."""
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 
 from .ct_dataset import decode_image, row_kinds, rows_with_nodules
+from .evaluation_images import make_missing, read_hu, sample_hu
 from .guidance import CROP
 from .semantic_map import find_nodules
 
@@ -79,3 +82,29 @@ def nodule_windows(split: Dataset, edge: int) -> Iterator[NoduleWindow]:
                 patient = entry.get("patient_id") or row["patient_id"]
                 name = f"{number}-{at}"
                 yield NoduleWindow(name, hu[window], semantic_map, int(np.argmin(far)), centre, entry, patient, row["pixel_spacing_mm"])
+
+
+def sample_windows(
+    accelerator, pipe, windows: list[NoduleWindow], folder: Path, features: Callable | None = None, seed: int = 0, batch_size: int = 1, **sampling
+) -> list[np.ndarray]:
+    """A slice of each window in HU, (edge, edge), float32: made where `folder` has none yet, and kept there.
+
+    Args:
+        accelerator: its processes share the work.
+        pipe: a pipeline of this package.
+        windows: of one edge.
+        folder: of these images; its name must tell all that `features` and `sampling` change.
+        features: window to the features that its nodule is guided by; None for no guidance.
+        seed: of the noise; with the window's name it fixes the noise, whatever else is asked for.
+        batch_size: windows that are sampled together.
+        **sampling: arguments of the pipeline's call, where it takes them.
+    """
+    files = [Path(folder) / f"seed-{seed}" / f"{window.name}.png" for window in windows]
+
+    def make(told):
+        seeds = [zlib.crc32(f"{window.name} {seed}".encode()) for window in told]
+        wanted = [window.features(features(window)) for window in told] if features else None
+        return sample_hu(pipe, [window.semantic_map for window in told], seeds, nodule_features=wanted, **sampling)
+
+    make_missing(accelerator, dict(zip(files, windows, strict=True)), make, f"{Path(folder).name}, seed {seed}", batch_size)
+    return [read_hu(file) for file in files]
