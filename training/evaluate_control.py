@@ -62,6 +62,8 @@ def parse_args():
     for name in ("feature_scale", "sham_scale"):
         if getattr(args, name) not in args.scales:
             raise SystemExit(f"--{name} is {getattr(args, name):g}, but one of --scales {args.scales} is needed, to stand beside malignancy.")
+    if args.window < KEPT:
+        raise SystemExit(f"--window is {args.window}, but at least {KEPT} is needed, which is what is kept of it.")
     if args.streaming:
         raise SystemExit("--streaming: nodules are drawn from all over the split; it cannot be evaluated as a stream.")
     return args
