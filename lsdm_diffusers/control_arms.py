@@ -15,7 +15,7 @@ from .nodule_judge import NoduleJudge, describe_nodules
 from .nodule_measures import MEASURES, RING_NAMES, nodule_tissue, seam_energy
 from .nodule_windows import nodule_windows
 from .pipeline_lsdm import LSDMGuidedPipeline
-from .semantic_map import find_nodules, scaled_hu
+from .semantic_map import HU_MAX, HU_MIN, find_nodules, scaled_hu
 
 
 @dataclass
@@ -90,18 +90,20 @@ def read_real(split: Dataset) -> RealNodules:
 
 
 @torch.no_grad()
-def classifier_scores(pipe: LSDMGuidedPipeline, hu: np.ndarray) -> dict[str, np.ndarray]:
-    """{feature: (N,)}: what the guiding classifiers say of crops (N, 64, 64) without noise, seen as in sampling through the autoencoder.
+def decoded_crops(pipe: LSDMGuidedPipeline, hu: np.ndarray) -> torch.Tensor:
+    """Crops (N, 64, 64) in HU, encoded and decoded: what the classifiers see in sampling, without noise; (N, 1, 64, 64) in [-1, 1]."""
+    pixels = torch.from_numpy(scaled_hu(hu.astype(np.float32)))[:, None].to(pipe.device, pipe.vae.dtype)
+    return torch.cat([pipe.vae.decode(pipe.vae.encode(batch).latent_dist.mode()).sample for batch in pixels.split(32)])
 
-    Log-odds of malignancy, or ratings.
-    """
-    scores = {feature: [] for feature in pipe.classifiers}
-    for batch in torch.from_numpy(scaled_hu(hu.astype(np.float32)))[:, None].split(32):
-        seen = pipe.vae.decode(pipe.vae.encode(batch.to(pipe.device, pipe.vae.dtype)).latent_dist.mode()).sample
-        for feature, classifier in pipe.classifiers.items():
-            output = classifier(seen, 0).float().cpu()
-            scores[feature].append(output[:, 1] - output[:, 0] if classifier.config.objective == "classification" else output)
-    return {feature: torch.cat(of_batches).double().numpy() for feature, of_batches in scores.items()}
+
+@torch.no_grad()
+def classifier_scores(pipe: LSDMGuidedPipeline, decoded: torch.Tensor) -> dict[str, np.ndarray]:
+    """{feature: (N,)}: what the guiding classifiers say of `decoded_crops`, at timestep 0; log-odds of malignancy, or ratings."""
+    scores = {}
+    for feature, classifier in pipe.classifiers.items():
+        output = torch.cat([classifier(batch, 0) for batch in decoded.split(32)]).double().cpu()
+        scores[feature] = (output[:, 1] - output[:, 0] if classifier.config.objective == "classification" else output).numpy()
+    return scores
 
 
 def arm_figures(nodules: list[KeptNodule], judge: NoduleJudge, extractor: torch.nn.Module, pipe: LSDMGuidedPipeline) -> dict[str, dict]:
@@ -121,7 +123,7 @@ def arm_figures(nodules: list[KeptNodule], judge: NoduleJudge, extractor: torch.
         descriptors = describe_nodules(hu, drawn, spacing, extractor)
         columns = dict(zip(MEASURES, descriptors.T, strict=False))
         columns |= {f"judge {feature}": values for feature, values in judge.score(descriptors, patients[there]).items()}
-        columns |= {f"classifier {feature}": values for feature, values in classifier_scores(pipe, hu).items()}
+        columns |= {f"classifier {feature}": values for feature, values in classifier_scores(pipe, decoded_crops(pipe, hu)).items()}
         for name, value in [item for n in some for item in _figures_of_one(n, arm).items()]:
             columns.setdefault(name, []).append(value)
         for name, values in columns.items():
@@ -142,8 +144,13 @@ def _figures_of_one(nodule: KeptNodule, arm: str) -> dict[str, float]:
     return figures
 
 
-def real_figures(real: RealNodules, judge: NoduleJudge, descriptors: np.ndarray, pipe: LSDMGuidedPipeline) -> dict[str, np.ndarray]:
-    """{figure: (M,)} of real nodules: the measures and the scores of both judges, each nodule by models that saw none of its patient's."""
+def real_figures(
+    real: RealNodules, judge: NoduleJudge, descriptors: np.ndarray, extractor: torch.nn.Module, pipe: LSDMGuidedPipeline
+) -> dict[str, np.ndarray]:
+    """{figure: (M,)} of real nodules: the measures, both judges, and the judge's scores of their `decoded_crops`."""
+    decoded = decoded_crops(pipe, real.hu)
+    decoded_hu = (decoded[:, 0].double().cpu().numpy().clip(-1, 1) + 1) / 2 * (HU_MAX - HU_MIN) + HU_MIN
+    seen = {"judge": descriptors, "decoded judge": describe_nodules(decoded_hu, real.drawn, real.spacing, extractor)}
     figures = dict(zip(MEASURES, descriptors.T, strict=False))
-    figures |= {f"judge {feature}": values for feature, values in judge.score(descriptors, real.patients).items()}
-    return figures | {f"classifier {feature}": values for feature, values in classifier_scores(pipe, real.hu).items()}
+    figures |= {f"{name} {f}": scores for name, some in seen.items() for f, scores in judge.score(some, real.patients).items()}
+    return figures | {f"classifier {feature}": values for feature, values in classifier_scores(pipe, decoded).items()}

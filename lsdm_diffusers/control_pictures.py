@@ -35,7 +35,7 @@ def dose_picture(report: ControlReport) -> Figure:
             axis.set_xlim(min(report.scales) / 1.3, max(report.scales) * 1.3)
             axis.minorticks_off()
             axis.set_title(f"{feature}: {label}", fontsize=10)
-        axes[0].legend(fontsize=8)
+        axes[0].legend(fontsize=8, loc="upper left")
     for axis in figure.axes[-4:]:
         axis.set_xlabel("guidance scale s")
     return figure
@@ -46,8 +46,8 @@ def matrix_picture(report: ControlReport) -> Figure:
     s = report.feature_scales[0]
     seen = [[report.gain(f"judge {f}", *reversed(report.poles(guided, s)))["mean"] for f in NODULE_FEATURES] for guided in NODULE_FEATURES]
     correlations = report.rating_correlations().rows
-    panels = {f"guided (rows), s = {s:g}: what the judge sees,\nmost minus least, in deviations of real nodules": np.array(seen)}
-    for by, title in (("rating", "correlations of the real ratings"), ("judge", "correlations of the judge's scores of real nodules")):
+    panels = {f"guided (rows), s = {s:g}: what the judge sees,\nmost minus least, in deviations": np.array(seen)}
+    for by, title in (("rating", "correlations of the real ratings"), ("judge", "correlations of the judge's scores\nof real nodules")):
         panels[title] = np.array([[correlations[a][f"{by}: {b}"] for b in NODULE_FEATURES] for a in NODULE_FEATURES])
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     for axis, (title, values) in zip(figure.subplots(1, 3), panels.items(), strict=True):
@@ -75,7 +75,7 @@ def locality_picture(report: ControlReport) -> Figure:
         axis.set_yscale("log")
         axis.set_xlabel("distance from the drawn nodule [pixels]")
         axis.set_title(title, fontsize=10)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=6, loc="lower left")
     figure.axes[0].set_ylabel("mean |guided - unguided| [HU]")
     return figure
 

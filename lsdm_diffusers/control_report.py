@@ -11,7 +11,7 @@ from skimage.morphology import disk
 from .control_arms import KeptNodule, RealNodules
 from .metrics import patient_bootstrap, patient_bootstrap_of
 from .models.nodule_classifier import NODULE_FEATURES
-from .nodule_judge import is_malignant, rating_agreement, readers_agreement
+from .nodule_judge import area_under_curve, is_malignant, rating_agreement, readers_agreement
 from .nodule_measures import MEASURES, RING_NAMES
 from .semantic_map import HU_MAX, HU_MIN
 
@@ -75,8 +75,8 @@ class ControlReport:
                 of_arm[f"opposite s={s:g}"] = np.where(self.malignant, of_kind[0], of_kind[1])
 
     def unit(self, figure):
-        """Standard deviation of a figure over the real nodules: what gains of judges are measured in."""
-        return float(np.nanstd(self.of_real[figure]))
+        """Standard deviation of a figure over the real nodules: what gains of judges are measured in; NaN where these are all alike."""
+        return float(np.nanstd(self.of_real[figure])) or math.nan
 
     def has(self, arm):
         """Whether any nodule has the arm."""
@@ -84,11 +84,11 @@ class ControlReport:
 
     def estimate(self, figure, arm, base=None, unit=1.0):
         """Mean of a figure of an arm, or of its difference to that of another arm, over `unit`, with its interval."""
-        values = self.figures[figure][arm] - (self.figures[figure][base] if base else 0)
+        values = (self.figures[figure][arm] - (self.figures[figure][base] if base else 0)) / unit
         there = np.isfinite(values)
         if not there.any():
             return {"mean": math.nan, "interval": [math.nan, math.nan]}
-        return patient_bootstrap(values[there] / unit, self.patients[there])
+        return patient_bootstrap(values[there], self.patients[there])
 
     def gain(self, figure, arm, base="none"):
         """`estimate` of a difference in standard deviations of the real nodules."""
@@ -117,7 +117,8 @@ class ControlReport:
             of_readers = [entry.get(f"{feature}_ratings") or [] for entry in self.real.entries]
             readers = readers_agreement(of_readers, feature) if any(len(ratings) > 1 for ratings in of_readers) else {}
             for name, label in shown.items():
-                row = {}
+                decoded = rating_agreement(self.of_real[f"decoded judge {feature}"], self.real.ratings[feature], objective)
+                row = {"judge, through the autoencoder": decoded[name]}
                 for by in ("judge", "classifier"):
                     scores, ratings = self.of_real[f"{by} {feature}"], self.real.ratings[feature]
                     figure = lambda a, b, name=name, objective=objective: rating_agreement(a, b, objective)[name]  # noqa: E731
@@ -127,7 +128,8 @@ class ControlReport:
                 row["deviation between readers"] = readers.get("deviation", "not in the data")
                 rows[f"{feature}, {label}"] = row
         caption = (
-            f"{self.real_size}, each judged by models fitted without its patient. Calibration of malignancy in probability, of the others in rating."
+            f"{self.real_size}, each judged by models fitted without its patient. Through the autoencoder: the same crops encoded "
+            "and decoded, as near as generated ones can come. Calibration of malignancy in probability, of the others in rating."
         )
         return Table("Ceiling of the judges on real nodules", caption, rows)
 
@@ -140,9 +142,8 @@ class ControlReport:
             for by in ("judge", "classifier"):
                 scores = self.figures[f"{by} malignancy"][arm]
                 there = np.isfinite(scores)
-                auc = lambda a, b: rating_agreement(a, b, "classification")["auc_ge3"]  # noqa: E731
-                truth = np.where(self.malignant, 5.0, 1.0)
-                rows[arm][f"AUC, {by}"] = patient_bootstrap_of(auc, self.patients[there], scores[there], truth[there])
+                truth_and_scores = self.malignant[there], scores[there]
+                rows[arm][f"AUC, {by}"] = patient_bootstrap_of(area_under_curve, self.patients[there], *truth_and_scores)
         caption = f"{self.size}. AUC of malignancy ≥ 3 as the drawn nodule was rated: the map alone, then guided to that rating or to its opposite."
         return Table("Does the image tell the rating it was drawn from?", caption, rows)
 
@@ -163,8 +164,11 @@ class ControlReport:
                 shown["Δ guiding classifier"] = f"classifier {feature}"
                 means = {name: [np.nanmean(self.figures[figure][f"{pole} s={s:g}"]) for s in scales] for name, figure in shown.items()}
                 rows[f"Spearman of the mean over s, {pole}"] = {name: float(spearmanr(scales, of_s)[0]) for name, of_s in means.items()}
-        caption = f"{self.size}. Area: HU > -400 within 6 pixels of the drawn nodule. Δ: guided minus unguided, same noise; shape, margin, judge and "
-        return Table(f"Dose-response: {feature}", caption + "guiding classifier in standard deviations of the real nodules.", rows)
+        caption = (
+            f"{self.size}. Area: HU > -400 within 6 pixels of the drawn nodule. Δ: guided minus unguided, same noise; shape, margin, judge and "
+            "guiding classifier in standard deviations of the real nodules; shape and margin of the nodules that both arms show."
+        )
+        return Table(f"Dose-response: {feature}", caption, rows)
 
     def transfer(self) -> Table:
         """The judge's gain over the guiding classifier's."""

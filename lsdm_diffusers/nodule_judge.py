@@ -5,12 +5,11 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -35,6 +34,13 @@ def calibration_error(predicted: np.ndarray, observed: np.ndarray, low: float, h
     return float(np.abs(differences).sum() / counts.sum())
 
 
+def area_under_curve(positive: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve of (N,) scores for the positive ones, (N,) boolean; NaN for one class. A bootstrap asks for it too often
+    for scikit-learn's."""
+    count, others = int(positive.sum()), int((~positive).sum())
+    return float((rankdata(scores)[positive].sum() - count * (count + 1) / 2) / (count * others)) if count and others else math.nan
+
+
 def rating_agreement(scores: np.ndarray, ratings: np.ndarray, objective: str) -> dict[str, float]:
     """How well scores tell the ratings 1..5 of (N,) nodules; NaN where there is one label only.
 
@@ -48,10 +54,9 @@ def rating_agreement(scores: np.ndarray, ratings: np.ndarray, objective: str) ->
     if objective == "classification":
         malignant, clear = is_malignant(ratings), (ratings < 2.5) | (ratings >= 3.5)
         probability = 1 / (1 + np.exp(-scores))
-        auc = lambda truth, score: float(roc_auc_score(truth, score)) if 0 < truth.sum() < len(truth) else math.nan  # noqa: E731
         return {
-            "auc_ge3": auc(malignant, scores),
-            "auc_ge4": auc(malignant[clear], scores[clear]),
+            "auc_ge3": area_under_curve(malignant, scores),
+            "auc_ge4": area_under_curve(malignant[clear], scores[clear]),
             "accuracy_ge3": float(((scores > 0) == malignant).mean()),
             "ece": calibration_error(probability, malignant, 0, 1),
         }

@@ -46,9 +46,9 @@ def test_arms_are_paired_kept_and_added_to(common, tmp_path, train):
     nodules = tmp_path / "out" / "nodules"
     train("evaluate_control.py", *common, "--max_nodules", 1)
     first = times(nodules)
-    train("evaluate_control.py", *common, "--shuffled_classifier", tmp_path / "shuffled")
+    train("evaluate_control.py", *common, "--shuffled_classifier", tmp_path / "shuffled", "--full")
     assert first.items() <= times(nodules).items()  # what is there is not made again
-    assert times(nodules).keys() == {f"{number:04d}-{arms}.npz" for number in (0, 1) for arms in ("main", "shuffled")}
+    assert times(nodules).keys() == {f"{number:04d}-{arms}.npz" for number in (0, 1) for arms in ("main", "full", "shuffled")}
 
     # every arm is what the pipeline gives for the same noise
     pipe = LSDMGuidedPipeline.from_pretrained(tmp_path / "lsdm")
@@ -76,17 +76,12 @@ def test_arms_are_paired_kept_and_added_to(common, tmp_path, train):
         "sham + s=16 minus sham -",
     } <= controls.keys()
     assert report["Dose-response: malignancy"]["rows"].keys() >= {"none", "benign s=8", "Spearman of the mean over s, malignant"}
+    transfers = {f"{feature}, s = {s}" for feature in ("texture", "spiculation", "lobulation") for s in (2, 8, 32)}
+    assert transfers | {"malignancy, s = 16"} <= report["Transfer"]["rows"].keys()
     assert report["Obedience to the drawn nodule"]["rows"]["real"]["Dice"]["mean"] > 0.9  # the real nodules lie where they are drawn
     text = (tmp_path / "out" / "control.md").read_text()
     assert "n = 2 nodules of 2 patients" in text and "not in the data" in text
     assert all((tmp_path / "out" / f"{name}.png").is_file() for name in ("dose", "matrix", "locality", "ladder"))
-
-
-def test_full_arms_are_added(common, tmp_path, train):
-    train("evaluate_control.py", *common, "--max_nodules", 1)
-    train("evaluate_control.py", *common, "--max_nodules", 1, "--full")
-    rows = json.loads((tmp_path / "out" / "control.json").read_text())["tables"]["Transfer"]["rows"]
-    assert {"texture, s = 2", "texture, s = 8", "lobulation, s = 32", "malignancy, s = 16"} <= rows.keys()
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,8 @@ def analyse(args, accelerator, validation):
     judge = NoduleJudge(descriptors, real.ratings, real.patients)
     figures = arm_figures(nodules, judge, extractor, pipe)
     feature_scales = [args.feature_scale, *(s for s in FULL_SCALES if s != args.feature_scale)]
-    report = ControlReport(nodules, figures, real, real_figures(real, judge, descriptors, pipe), args.scales, feature_scales, args.sham_scale)
+    of_real = real_figures(real, judge, descriptors, extractor, pipe)
+    report = ControlReport(nodules, figures, real, of_real, args.scales, feature_scales, args.sham_scale)
     tables = report.tables()
     setting = (
         f"{type(pipe.scheduler).__name__}, {args.num_inference_steps} steps, seed {args.seed}. Judge: logistic and ridge regression on features "
