@@ -37,7 +37,7 @@ def labels_from_colours(rgb: np.ndarray) -> np.ndarray:
     """Labels (H, W) of a drawing (H, W, 3) in the colours of `PALETTE`.
 
     A pixel of another colour, as on the antialiased edge of a brush, takes the nearest of the colours that touch it: the nearest of all
-    eight would put a third label between two, as lung blended with soft tissue comes near to the colour of a malignant nodule.
+    eight would often put a third label between two, as high density blended with soft tissue has nearly the colour of the body.
 
     Raises:
         ValueError: if more than three tenths of what is drawn has other colours.
