@@ -104,7 +104,8 @@ def _read_png(path: Path, max_pixels: int) -> tuple[Literal["map", "ct"], np.nda
     if image.mode == "P":
         labels = np.asarray(image)
         used = {colour for _, colour in image.convert("RGB").getcolors(256)}
-        if labels.max() >= NUM_LABELS or used <= set(map(tuple, PALETTE.tolist())):  # the indices of a paint program follow no order
+        in_legend = used <= set(map(tuple, PALETTE.tolist())) and len(used) == len(np.unique(labels))
+        if labels.max() >= NUM_LABELS or in_legend:  # the indices of a paint program follow no order
             return "map", labels_from_colours(np.asarray(image.convert("RGB"))), spacing
         return "map", labels, spacing
     if image.mode in ("RGBA", "LA"):  # what is transparent is background

@@ -60,6 +60,8 @@ def test_a_map_is_read_however_it_is_stored(labels, tmp_path):
     assert np.asarray(shuffled)[0, 0] == 7
     foreign = palette.copy()
     foreign.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255, 255, 255, 0, 0, 255, 255, 255, 0, 255, 255, 255, 255])
+    black = palette.copy()
+    black.putpalette([0] * 24)
     transparent = np.dstack([PALETTE[labels], np.where(labels == 0, 0, 255)]).astype(np.uint8)
     rows = [b"\0" + bytes((row[::2] << 4) | row[1::2]) for row in labels]  # four bits a pixel
     (tmp_path / "few-bits.png").write_bytes(png(256, 192, zlib.compress(b"".join(rows)), bit_depth=4))
@@ -71,6 +73,7 @@ def test_a_map_is_read_however_it_is_stored(labels, tmp_path):
         saved(tmp_path / "palette.png", palette),
         saved(tmp_path / "order-of-a-paint-program.png", shuffled),
         saved(tmp_path / "other-colours.png", foreign),
+        saved(tmp_path / "black.png", black),
         saved(tmp_path / "colours.png", PALETTE[labels]),
         saved(tmp_path / "transparent.png", transparent),
         saved(tmp_path / "named-otherwise.dcm", labels, format="png"),
