@@ -261,7 +261,7 @@ class ControlReport:
                     rows[name][f"beyond 3σ, {region}"] = patient_bootstrap(strange, patients, over=of_nodule.sum(axis=1))
             caption = (
                 f"{int(own.sum())} nodules rated {kind} and {int((~own).sum())} of the opposite class, against {int(wanted.sum())} real nodules "
-                f"rated {kind} (of the same patients). Wasserstein-1 of pooled HU in the drawn nodule, its 4-pixel rim, and the rest of 64x64 pixels; "
+                f"rated {kind} (of the same patients). Wasserstein-1 of pooled HU in the drawn nodule, its 4-pixel rim, and the rest of 64x64; "
                 "share of pixels beyond mean ± 3 deviations of the real ones."
             )
             tables.append(Table(f"HU of nodules guided to be {kind}", caption, rows))

@@ -128,7 +128,7 @@ class NoduleJudge:
         descriptors, malignant = _with_log_area(descriptors), is_malignant(ratings["malignancy"])
         self.fold_of, self.models = {}, []
         for fold, (train, held_out) in enumerate(GroupKFold(min(folds, number)).split(descriptors, groups=patients)):
-            if np.ptp(malignant[train]) == 0:
+            if len(np.unique(malignant[train])) == 1:
                 raise ValueError("`ratings` has one class of malignancy among the nodules of a fold, but benign and malignant ones are needed.")
             self.fold_of |= dict.fromkeys(patients[held_out], fold)
             self.models.append({})

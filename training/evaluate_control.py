@@ -62,6 +62,8 @@ def parse_args():
     for name in ("feature_scale", "sham_scale"):
         if getattr(args, name) not in args.scales:
             raise SystemExit(f"--{name} is {getattr(args, name):g}, but one of --scales {args.scales} is needed, to stand beside malignancy.")
+    if args.window < KEPT:
+        raise SystemExit(f"--window is {args.window}, but at least {KEPT} is needed, which is what is kept of it.")
     if args.streaming:
         raise SystemExit("--streaming: nodules are drawn from all over the split; it cannot be evaluated as a stream.")
     return args
@@ -143,25 +145,20 @@ class NoduleRun:
         return arrays | ({**self.shared, "unguided_window": unguided} if "none" in made else {})
 
 
-def generate_all(args, accelerator, rows):
-    """Make the arms of every nodule that are not there yet."""
-    run = {name: str(value) for name, value in vars(args).items()}
-    for name in (
-        "output_dir",
-        "max_nodules",
-        "full",
-        "shuffled_classifier",
-        "max_train_samples",
-        "analyse_only",
-        "num_pictures",
-    ):  # none changes an arm that is there
-        run.pop(name)
+def check_run(args, accelerator):
+    """Stop where the folder has nodules of other flags than those asked for."""
+    unbound = ("output_dir", "max_nodules", "full", "shuffled_classifier", "max_train_samples", "analyse_only", "num_pictures")
+    run = {name: str(value) for name, value in vars(args).items() if name not in unbound}
     run_file = args.output_dir / "run.json"
     if run_file.exists() and json.loads(run_file.read_text()) != run:
         raise SystemExit(f"--output_dir {args.output_dir} has nodules of other flags, which {run_file} names; take another folder.")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_atomically(run_file, (json.dumps(run, indent=1) + "\n").encode())
+
+
+def generate_all(args, accelerator, rows):
+    """Make the arms of every nodule that are not there yet."""
     pipes = load_pipelines(args, accelerator.device)
     work = [(i, nodule) for i, row in enumerate(rows) for nodule in find_nodules(np.asarray(row["semantic_map"]))]
     folder, sets = args.output_dir / "nodules", arm_sets(args)
@@ -223,6 +220,7 @@ def main():
     args = parse_args()
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     validation = open_splits(args)["validation"]
+    check_run(args, accelerator)
     if not args.analyse_only:
         generate_all(args, accelerator, rows_of_kind(validation, lambda kind: kind != "nodule").filter(bool, input_columns="nodules"))
     if accelerator.is_main_process:
