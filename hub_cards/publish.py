@@ -76,6 +76,7 @@ def parse_args():
     dataset.add_argument("--dataset_dir", type=Path, required=True)
     space = kinds.add_parser("space", parents=[common], help="the page of demo/")
     space.add_argument("--model_id", required=True, help='"user/name" of the model on the Hub that the page uses')
+    space.add_argument("--package_url", help="where the Space gets this package, such as git+https://...; default: PyPI")
     args = parser.parse_args()
     for name in ("repo_id", "model_id"):
         value = getattr(args, name, None)
@@ -166,9 +167,12 @@ def space_files(args) -> dict[str, dict]:
     requirements = ROOT / "demo" / "requirements.txt"
     if not requirements.is_file():
         raise SystemExit(f"{requirements} is not there, but the Space needs it.")
-    local = [line for line in requirements.read_text().splitlines() if line.split("#")[0].strip().startswith(("-", "."))]
-    if local or "lsdm_diffusers" not in requirements.read_text():
-        raise SystemExit(f"{requirements} must name lsdm_diffusers on PyPI or by its Git address" + (f", but has {local[0]!r}." if local else "."))
+    package = "lsdm_diffusers[demo]"
+    lines = requirements.read_text().splitlines()
+    if package not in lines:
+        raise SystemExit(f"{requirements} has no line {package}, but the Space installs this package by its name.")
+    if args.package_url:
+        lines[lines.index(package)] = f"{package} @ {args.package_url}"
     data = SpaceCardData(
         title="Lung CT from semantic maps",
         emoji="🫁",
@@ -184,7 +188,7 @@ def space_files(args) -> dict[str, dict]:
         short_description="Draw a semantic map, get a synthetic lung CT slice",
     )
     card = SpaceCard.from_template(data, template_path=str(Path(__file__).parent / "space_card.md"), model_id=args.model_id)
-    files = {"app.py": SPACE_APP.format(model_id=args.model_id).encode(), "requirements.txt": requirements}
+    files = {"app.py": SPACE_APP.format(model_id=args.model_id).encode(), "requirements.txt": ("\n".join(lines) + "\n").encode()}
     return {"main": checked({**files, "README.md": (str(card).rstrip() + "\n").encode()}, "space")}
 
 

@@ -73,7 +73,7 @@ def check_files(files: dict[str, Path | bytes], kind: str) -> None:
         if SECRET.search(text):
             raise ValueError(f"{name} contains what looks like an access token or a private key.")
         if path := ABSOLUTE_PATH.search(text):
-            raise ValueError(f"{name} contains the absolute path {path[0]!r}, which means nothing elsewhere and tells of this machine.")
+            raise ValueError(f"{name} contains the absolute path {path[0]!r}, which means nothing elsewhere and tells of this machine: take it out.")
 
 
 def check_card(card: str, kind: str) -> None:

@@ -280,7 +280,7 @@ def test_a_dataset_is_pushed_with_its_card(dataset, publish, hub, tmp_path):
 @pytest.mark.skipif(not find_spec("gradio"), reason="gradio, whose version the card names, is not installed")
 @pytest.mark.skipif(not (ROOT / "demo" / "requirements.txt").exists(), reason="demo/requirements.txt is not there")
 def test_the_space_serves_the_page_with_its_model(publish, hub, tmp_path, monkeypatch):
-    command = ("space", "--repo_id", "user/page", "--model_id", "user/lsdm")
+    command = ("space", "--repo_id", "user/page", "--model_id", "user/lsdm", "--package_url", "git+https://example.org/lsdm_diffusers")
     publish(*command, "--dry_run", "--output_dir", tmp_path / "dry")
     publish(*command, "--hub_token", "hf_test")
     pushed = hub[1].repositories["spaces/user/page"]["main"]
@@ -288,6 +288,7 @@ def test_the_space_serves_the_page_with_its_model(publish, hub, tmp_path, monkey
     assert hub[1].created["spaces/user/page"]["sdk"] == "gradio"
     data = SpaceCard.load(tmp_path / "dry" / "README.md").data.to_dict()
     assert data["sdk"] == "gradio" and data["sdk_version"] == version("gradio") and data["models"] == ["user/lsdm"]
+    assert "lsdm_diffusers[demo] @ git+https://example.org/lsdm_diffusers\n" in (tmp_path / "dry" / "requirements.txt").read_text()
     given = []
     monkeypatch.setattr("lsdm_diffusers.demo.page.main", given.append)
     runpy.run_path(str(tmp_path / "dry" / data["app_file"]))
@@ -307,7 +308,7 @@ def test_the_card_of_a_run_takes_patients_and_licence_from_its_dataset(tmp_path)
         card = ModelCard.load(tmp_path / "README.md")
         card.data.license = "cc-by-4.0"
         if filled:
-            assert "LIDC-IDRI, CC BY 3.0: Armato III et al." in card.text and "Patients: 2 train, 1 validation;" in card.text
+            assert "LIDC-IDRI, CC BY 3.0: Armato III et al." in card.text and "Patients: 2 train, 1 validation." in card.text
             check_card(str(card), "model")
             check_files({"README.md": str(card).encode()}, "model")
         else:

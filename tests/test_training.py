@@ -223,6 +223,17 @@ def test_a_classifier_goes_on_from_that_of_another_feature(tmp_path, train, data
     assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("head."))
 
 
+def test_shuffled_labels_train_other_weights_and_are_validated_against_the_true_ones(tmp_path, train, dataset, vae):
+    common = [*STAGES["train_classifier.py"], "--dataset_name", dataset, "--pretrained_vae", vae, "--train_batch_size", 2, "--max_train_steps", 2]
+    for name, flags in {"still": ("--learning_rate", 0), "moved": ("--learning_rate", 1e-3)}.items():
+        for shuffle in ([], ["--shuffle_labels"]):
+            train("train_classifier.py", *common, *flags, *shuffle, "--output_dir", tmp_path / f"{name}{len(shuffle)}")
+    figures = [json.loads((tmp_path / f"still{shuffled}" / "log.jsonl").read_text()) for shuffled in (0, 1)]
+    assert figures[0] | {"seconds": 0} == figures[1] | {"seconds": 0}  # of the same weights
+    weights = [load_file(tmp_path / f"moved{shuffled}" / "diffusion_pytorch_model.safetensors") for shuffled in (0, 1)]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 @pytest.fixture(scope="module")
 def train_unet():
     """The U-Net's script as a module."""
