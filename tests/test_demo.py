@@ -191,7 +191,8 @@ def test_equal_uploads_do_not_take_their_file_from_one_another(tmp_path):
 
 
 def test_endpoint_is_documented(page):
-    (endpoint,) = Client(page[0], verbose=False).view_api(return_format="dict")["named_endpoints"].values()
+    ((name, endpoint),) = Client(page[0], verbose=False).view_api(return_format="dict")["named_endpoints"].items()
+    assert name == "/generate"
     names = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
     assert names == ["map_file", "features", "guidance_scale", "sampler", "num_inference_steps", "seed", "num_images"]
     assert all(name in endpoint["description"] for name in names)
@@ -208,6 +209,11 @@ def test_endpoint_makes_the_slice_of_its_parameters(page, pipe, tmp_path):
     for hu, job in zip(arrays, jobs(features={"malignancy": "benign"}, seed=5, num_images=2), strict=True):
         assert (hu == generation.sample(pipe, job)).all()
     assert not [path for path in files_below(folder) if path.name == "map.png"]  # the upload went with the request
-    for wrong, sentence in (({"features": "{"}, "no JSON"), ({"features": '{"size": 3}'}, "size"), ({"seed": -2}, "seed"), ({"map_file": None}, "missing")):
+    for wrong, sentence in (
+        ({"features": "{"}, "no JSON"),
+        ({"features": '{"size": 3}'}, "size"),
+        ({"seed": -2}, "seed"),
+        ({"map_file": None}, "missing"),
+    ):
         with pytest.raises(AppError, match=sentence):
             client.predict(**{**arguments, **wrong}, api_name="/generate")
