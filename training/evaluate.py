@@ -13,34 +13,28 @@ Writes `results.json`, `results.md`, `samples.png`, `nodules.png`, and for each 
 """
 
 import argparse
-import hashlib
-import inspect
 import json
 import time
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import DiffusionPipeline
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
-from PIL import Image
-from scipy.ndimage import binary_dilation
-from skimage.morphology import disk
-from tqdm.auto import tqdm
 
-import lsdm_diffusers
-from lsdm_diffusers.ct_dataset import decode_image, encode_image, write_atomically
+from lsdm_diffusers.ct_dataset import decode_image, write_atomically
+from lsdm_diffusers.evaluation_images import make_missing, model_paths, open_pipeline, read_hu, sample_hu, weights_digest
 from lsdm_diffusers.guidance import crop_box
+from lsdm_diffusers.map_obedience import label_dice, nodule_obedience
 from lsdm_diffusers.metrics import EXTRACTORS, feature_extractor, features_of, frechet_distance, kernel_distance, paired_metrics
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
-from lsdm_diffusers.semantic_map import PALETTE, SemanticLabel, find_nodules, scaled_hu, semantic_map_from_hu
+from lsdm_diffusers.nodule_windows import rated_features
+from lsdm_diffusers.publishing import evaluation_results
+from lsdm_diffusers.semantic_map import PALETTE, find_nodules, scaled_hu
 from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind
 
 ARMS = ("none", *NODULE_FEATURES, "all")
-AIR_TO_TISSUE = -500  # HU between lung and nodule
 BETTER = {"fid": "low", "kid": "low", "ssim": "high", "ms_ssim": "high", "lpips": "low", "nodule_fid": "low", "nodule_kid": "low"}
 BETTER |= {"dice_lung": "high", "dice_bone": "high", "nodule_dice": "high", "missed_nodules": "low", "diameter_error_mm": "low"}
 
@@ -68,40 +62,11 @@ def parse_args():
     return parser.parse_args()
 
 
-def load_pipeline(path, scheduler):
-    """A pipeline of this package, of whatever class its model_index.json names."""
-    name = DiffusionPipeline.load_config(path)["_class_name"]
-    if not hasattr(lsdm_diffusers, name):
-        raise SystemExit(f"--pretrained_model_name_or_path {path} is a {name}, but a pipeline of lsdm_diffusers is needed.")
-    pipe = getattr(lsdm_diffusers, name).from_pretrained(path)
-    pipe.set_progress_bar_config(disable=True)
-    if scheduler and hasattr(pipe, "scheduler"):
-        if not hasattr(diffusers, scheduler):
-            raise SystemExit(f"--scheduler is {scheduler}, but a scheduler class of diffusers is needed.")
-        pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
-    return pipe
-
-
-def weights_digest(pipe):
-    """Images of other weights under the same name must not be taken for this model's."""
-    digest = hashlib.sha256()
-    for name, part in sorted(pipe.components.items()):
-        if isinstance(part, torch.nn.Module):
-            digest.update(name.encode() + b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in part.state_dict().values()))
-    return digest.hexdigest()[:8]
-
-
-def rated(row, nodule):
-    """The entry of column `nodules` whose centroid is nearest to a nodule of the map."""
-    return min(row["nodules"], key=lambda entry: np.hypot(*np.subtract(entry["centroid_yx"], nodule.centroid_yx)))
-
-
-def features_asked(row, nodules, arm, pipe):
+def features_asked(row, arm, pipe):
     """`nodule_features` of an arm: for each nodule of the map its true ratings, of the features that the arm guides."""
     if arm == "none":
         return None
-    guided = [f for f in NODULE_FEATURES if arm in (f, "all") and getattr(pipe, f"{f}_classifier", None) is not None]
-    return [[{f: rated(row, nodule)[f] for f in guided if rated(row, nodule)[f]} for nodule in nodules]]
+    return [rated_features(row, [f for f in NODULE_FEATURES if arm in (f, "all") and getattr(pipe, f"{f}_classifier", None) is not None])]
 
 
 def arms_of(pipe, args):
@@ -110,36 +75,15 @@ def arms_of(pipe, args):
     return [arm for arm in args.arms if arm == "none" or arm in able or arm == "all" and able]
 
 
-def nodule_figures(labels, hu, spacing):
-    """Dice, diameter error in mm and whether it is missed, for each nodule of a map, from the tissue within 6 pixels of it."""
-    figures = []
-    every = labels >= SemanticLabel.NODULE_BENIGN
-    for nodule in find_nodules(labels):
-        mask = nodule.mask(labels.shape)
-        near = binary_dilation(mask, disk(6)) & (mask | ~every) & ((labels == SemanticLabel.LUNG) | mask)
-        seen = near & (hu > AIR_TO_TISSUE)
-        dice = 2 * (seen & mask).sum() / (seen.sum() + mask.sum())
-        diameters = [2 * np.sqrt(area.sum() / np.pi) * spacing for area in (seen, mask)]
-        figures.append({"nodule_dice": dice, "diameter_error_mm": abs(diameters[0] - diameters[1]), "missed_nodules": float(dice < 0.1)})
-    return figures
-
-
 def obedience(rows, slices):
     """How far the labels recomputed from slices (HU) are those of the maps; means over slices and over nodules."""
-    figures = {name: [] for name in ("dice_lung", "dice_bone", "nodule_dice", "diameter_error_mm", "missed_nodules")}
+    figures = {}
     for row, hu in zip(rows, slices, strict=True):
-        labels = np.asarray(row["semantic_map"])
-        again = semantic_map_from_hu(hu, row["pixel_spacing_mm"])
-        for name, a, b in (
-            ("dice_lung", labels >= SemanticLabel.LUNG, again >= SemanticLabel.LUNG),
-            ("dice_bone", labels == SemanticLabel.HIGH_DENSITY, again == SemanticLabel.HIGH_DENSITY),
-        ):
-            if a.any():
-                figures[name].append(2 * (a & b).sum() / (a.sum() + b.sum()))
-        for nodule in nodule_figures(labels, hu, row["pixel_spacing_mm"]):
-            for name, value in nodule.items():
-                figures[name].append(value)
-    return {name: float(np.mean(values)) for name, values in figures.items() if values}
+        labels, spacing = np.asarray(row["semantic_map"]), row["pixel_spacing_mm"]
+        for measured in (label_dice(labels, hu, spacing), *nodule_obedience(labels, hu, spacing)):
+            for name, value in measured.items():
+                figures.setdefault(name, []).append(value)
+    return {name: float(np.mean(values)) for name, values in figures.items()}
 
 
 def crops_of(rows, slices):
@@ -170,30 +114,22 @@ def set_distances(real, other, extract, prefix=""):
 def generate_all(args, accelerator, rows):
     """Make every image that is not there yet; returns {(model, arm): {seed: folder}}."""
     folders = {}
-    for given in args.pretrained_model_name_or_path:
-        name, path = given.split("=", 1) if "=" in given else (Path(given).name if Path(given).exists() else given.replace("/", "--"), given)
-        pipe = load_pipeline(path, args.scheduler).to(accelerator.device)
+    for name, path in model_paths(args.pretrained_model_name_or_path).items():
+        pipe = open_pipeline(path, args.scheduler).to(accelerator.device)
         sampler = f"{type(pipe.scheduler).__name__}-{args.num_inference_steps}" if hasattr(pipe, "scheduler") else "one-step"
         for arm in arms_of(pipe, args):
-            if (name, arm) in folders:
-                raise SystemExit(f"--pretrained_model_name_or_path names {name} twice; tell them apart by NAME=PATH.")
             kind = arm if arm == "none" else f"{arm}-s{args.guidance_scale:g}"
             root = args.output_dir / "images" / f"{name}-{weights_digest(pipe)}" / sampler / f"{kind}-{args.mixed_precision}"
             folders[name, arm] = {seed: root / f"seed-{seed}" for seed in args.seeds}
-            todo = [
-                (i, seed) for seed in args.seeds for i in range(len(rows)) if not (folders[name, arm][seed] / f"{rows[i]['number']}.png").exists()
-            ]
-            with accelerator.split_between_processes(todo) as own:
-                for i, seed in tqdm(own, desc=f"{name}, {arm}", disable=not accelerator.is_local_main_process or not own):
-                    labels = np.asarray(rows[i]["semantic_map"])
-                    wanted = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
-                    wanted["nodule_features"] = features_asked(rows[i], find_nodules(labels), arm, pipe)
-                    taken = {key: value for key, value in wanted.items() if key in inspect.signature(pipe.__call__).parameters}
-                    with accelerator.autocast():
-                        noise = torch.Generator().manual_seed(1000 * seed + i)
-                        hu = pipe(labels, generator=noise, output_type="hu", **taken).images[0]
-                    write_atomically(folders[name, arm][seed] / f"{rows[i]['number']}.png", encode_image(hu))
-            accelerator.wait_for_everyone()
+
+            def make(told, pipe=pipe, arm=arm):
+                (i, seed), labels = told[0], np.asarray(rows[told[0][0]]["semantic_map"])
+                features = features_asked(rows[i], arm, pipe)
+                wanted = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale, "nodule_features": features}
+                return sample_hu(pipe, [labels], [1000 * seed + i], **wanted)
+
+            wanted = {folder / f"{row['number']}.png": (i, seed) for seed, folder in folders[name, arm].items() for i, row in enumerate(rows)}
+            make_missing(accelerator, wanted, make, f"{name}, {arm}")
     return folders
 
 
@@ -252,10 +188,7 @@ def main():
     for (name, arm), of_seed in folders.items():
         by_seed = []
         for folder in of_seed.values():
-            slices = []
-            for row in rows:
-                with Image.open(folder / f"{row['number']}.png") as image:
-                    slices.append(decode_image(image))
+            slices = [read_hu(folder / f"{row['number']}.png") for row in rows]
             by_seed.append(figures_of(slices))
             shown.setdefault(name if arm == "none" else f"{name} + {arm}", slices)
         key = name if arm == "none" else f"{name} + {arm}"
@@ -266,13 +199,17 @@ def main():
     setting = f"{len(rows)} slices of {patients} patients (split {args.split}), {len(real_crops)} nodules, {len(args.seeds)} seed(s); "
     setting += f"{args.num_inference_steps} steps, {args.scheduler or 'own scheduler'}, s = {args.guidance_scale:g}; "
     setting += f"features of {args.feature_extractor}"
-    report = {"setting": setting, "feature_extractor": args.feature_extractor, "results": results, "images_a_second": speed}
+    dataset = args.dataset_name or args.train_data_dir
+    report = {"setting": setting, "dataset": Path(dataset).name if Path(dataset).exists() else dataset, "split": args.split}
+    report |= {"feature_extractor": args.feature_extractor, "results": results, "images_a_second": speed}
     write_atomically(args.output_dir / "results.json", (json.dumps(report, indent=1) + "\n").encode())
     table = markdown(results, setting)
     write_atomically(args.output_dir / "results.md", table.encode())
     for key, figures in results.items():
         if key != "real slices":
-            write_model_index(args, key, figures, setting)
+            evaluated = evaluation_results(figures, report["dataset"], args.split, setting)
+            model_index = ModelCardData(model_name=key, eval_results=evaluated).to_yaml() + "\n"
+            write_atomically(args.output_dir / f"model-index-{key.replace(' + ', '+')}.yml", model_index.encode())
     pictures(args.output_dir, rows, real_slices, shown)
     print(table)
 
@@ -294,19 +231,6 @@ def markdown(results, setting):
                 lines.append(f"| {name}{arrow} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
-
-
-def write_model_index(args, name, figures, setting):
-    """The `model-index` block of a card."""
-    dataset = args.dataset_name or args.train_data_dir
-    dataset = Path(dataset).name if Path(dataset).exists() else dataset
-    about = {"task_type": "image-to-image", "dataset_type": dataset, "dataset_name": dataset, "dataset_split": args.split}
-    evaluated = [
-        EvalResult(**about, metric_type=f, metric_value=round(value["mean"], 4), metric_name=f"{f} ({setting})" if "id" in f else f)
-        for f, value in figures.items()
-    ]
-    data = ModelCardData(model_name=name, eval_results=evaluated)
-    write_atomically(args.output_dir / f"model-index-{name.replace(' + ', '+')}.yml", (data.to_yaml() + "\n").encode())
 
 
 def pictures(folder, rows, real, shown):

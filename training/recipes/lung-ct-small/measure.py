@@ -5,7 +5,7 @@
 Prints and writes `measured.json`; draws `samples.png` (map | real | generated) of eight slices. The nodules of the maps are rated LIDC-IDRI
 nodules of validation patients set into slices of validation patients. Distances of HU histograms (Wasserstein-1 over the standard deviation
 of the real values) stand beside those of real slices of the training patients: what another set of patients costs.
-`measure_guidance.py` measures guidance.
+`training/evaluate_control.py` measures guidance.
 """
 
 import argparse
@@ -22,13 +22,11 @@ from scipy.ndimage import binary_dilation, label
 from scipy.stats import wasserstein_distance
 from skimage.morphology import disk
 
-from lsdm_diffusers import LSDMGuidedPipeline, find_nodules, semantic_map_from_hu, small_checkpoint
+from lsdm_diffusers import LSDMGuidedPipeline, find_nodules, small_checkpoint
 from lsdm_diffusers.ct_dataset import nodule_crops
+from lsdm_diffusers.map_obedience import hu_by_label, label_dice
+from lsdm_diffusers.nodule_windows import rated
 from lsdm_diffusers.semantic_map import PALETTE, SemanticLabel
-
-
-def dice(a, b):
-    return float(2 * (a & b).sum() / max(1, a.sum() + b.sum()))
 
 
 def nodule_regions(semantic_map, nodule):
@@ -45,20 +43,6 @@ def lung_difference(semantic_map, hu):
     if not first or areas[second - 1] < areas[first - 1] / 4:
         return None
     return float(abs(hu[pieces == first].mean() - hu[pieces == second].mean()))
-
-
-def labelled_hu(pictures):
-    """{label name: (real HU, generated HU)} over all pictures, lists of (map, real, generated)."""
-    drawn, *images = (np.concatenate([picture[i].ravel() for picture in pictures]) for i in range(3))
-    return {
-        name.lower(): [hu[drawn == label] for hu in images] for name, label in SemanticLabel.__members__.items() if label and (drawn == label).any()
-    }
-
-
-def texture_rating(row, nodule):
-    """The texture rating (1 ground glass .. 5 solid) of the dataset's nodule whose centroid is nearest."""
-    distance = [np.hypot(*np.subtract(rated["centroid_yx"], nodule.centroid_yx)) for rated in row["nodules"]]
-    return row["nodules"][int(np.argmin(distance))]["texture"]
 
 
 def main():
@@ -102,11 +86,8 @@ def main():
         measured["psnr"].append(10 * np.log10(4 / (rebuilt - pixels).pow(2).mean().item()))
         measured["mae_hu"].append((rebuilt - pixels).abs().mean().item() * 912)
         made = generate(labels)
-        again = semantic_map_from_hu(made, row["pixel_spacing_mm"])
-        lung, lung_again = labels >= SemanticLabel.LUNG, again >= SemanticLabel.LUNG
-        measured["dice_lung"].append(dice(lung, lung_again))
-        measured["dice_body"].append(dice((labels > 0) & ~lung, (again > 0) & ~lung_again))
-        measured["dice_bone"].append(dice(labels == SemanticLabel.HIGH_DENSITY, again == SemanticLabel.HIGH_DENSITY))
+        for name, value in label_dice(labels, made, row["pixel_spacing_mm"]).items():
+            measured[name].append(value)
         if (difference := lung_difference(labels, made)) is not None:
             measured["lung_difference_hu"].append(difference)
             measured["real_lung_difference_hu"].append(lung_difference(labels, hu))
@@ -116,7 +97,7 @@ def main():
                 for kind, image in (("nodule", made), ("real_nodule", hu)):
                     contrast = float(image[mask].mean() - image[around].mean())
                     measured[f"{kind}_contrast_hu"].append(contrast)
-                    if texture_rating(row, nodule) >= 4:
+                    if rated(row, nodule)["texture"] >= 4:
                         measured[f"{kind.replace('nodule', 'solid_nodule')}_contrast_hu"].append(contrast)
         pictures.append((labels, hu, made))
 
@@ -125,13 +106,16 @@ def main():
     train = load_dataset(args.dataset_name, split="train")
     others = np.flatnonzero(np.array(train["kind"]) == "slice_with_nodules")
     others = [train[int(others[i])] for i in np.linspace(0, len(others) - 1, min(args.num_slices, len(others))).astype(int)]
-    others = labelled_hu([(np.asarray(row["semantic_map"]), *[np.asarray(row["image"]).astype(int) - 1024] * 2) for row in others])
+    others = hu_by_label([np.asarray(row["semantic_map"]) for row in others], [np.asarray(row["image"]).astype(int) - 1024 for row in others])
     summary["hu"] = {}
-    for name, (real, made) in labelled_hu(pictures).items():
+    maps, of_real, of_generated = zip(*pictures, strict=True)
+    of_real, of_generated = hu_by_label(maps, of_real), hu_by_label(maps, of_generated)
+    for name, real in of_real.items():
+        made = of_generated[name]
         figures = {"real_mean": real.mean(), "real_deviation": real.std(), "generated_mean": made.mean(), "generated_deviation": made.std()}
         figures["wasserstein_over_spread"] = wasserstein_distance(real, made) / real.std()
         if name in others:
-            figures["wasserstein_over_spread_of_training_patients"] = wasserstein_distance(real, others[name][0]) / real.std()
+            figures["wasserstein_over_spread_of_training_patients"] = wasserstein_distance(real, others[name]) / real.std()
         summary["hu"][name] = {key: float(value) for key, value in figures.items()}
     for kind in ("solid_nodule", "real_solid_nodule"):
         summary[f"{kind}s_below_200_hu"] = int(np.sum(np.array(measured.get(f"{kind}_contrast_hu", [])) < 200))
