@@ -186,6 +186,11 @@ def test_equal_uploads_do_not_take_their_file_from_one_another(tmp_path):
     uploads.update([str(path)])
     uploads.done(str(path))
     assert path.exists()
+    with uploads.running():  # perhaps of the same file
+        uploads.done(str(path))
+        assert path.exists()
+        uploads.update([str(path)])
+    assert path.exists()
     uploads.done(str(path))
     assert not path.parent.exists() and not uploads
 

@@ -165,7 +165,7 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
 
 def launch(demo: gr.Blocks, **arguments):
     """`demo.launch` with the page's looks and limits; `arguments` go before them."""
-    limits = {"middleware": [Middleware(RequestLimit, max_bytes=2 * MAX_UPLOAD)]}
+    limits = {"middleware": [Middleware(RequestLimit, max_bytes=2 * MAX_UPLOAD, uploads=demo.upload_file_set)]}
     defaults = {
         "theme": THEME,
         "css": CSS,
