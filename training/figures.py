@@ -97,10 +97,11 @@ def spread(number, limit):
     return [int(i) for i in np.linspace(0, number - 1, min(number, limit))]
 
 
-def panels(rows, columns, width=1.55, height=None, **options):
+def panels(rows, columns, width=1.55):
     """A figure of square panels without ticks, and its axes (rows, columns)."""
-    figure = Figure(figsize=(width * columns + 0.6, (height or width) * rows + 0.7), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    figure = Figure(figsize=(width * columns + 0.6, width * rows + 0.5), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.ravel():
         axis.set_xticks([])
         axis.set_yticks([])
@@ -326,7 +327,9 @@ def figure_5_7(setting):
 def figure_5_8(setting):
     setting.classifiers("5.8", ("malignancy",))
     unguided = setting.nodules("none")
-    ladder = {(kind, s): setting.nodules(kind, lambda window, k=kind: {"malignancy": k}, s) for kind in KINDS for s in setting.args.scales}
+    ladder = {
+        (kind, s): setting.nodules(f"malignancy-{kind}", lambda window, k=kind: {"malignancy": k}, s) for kind in KINDS for s in setting.args.scales
+    }
     figure, axes = panels(2 * len(setting.windows), 2 + len(setting.args.scales), 1.45)
     show_nodule_map(setting, axes[::2, 0])
     for number, window in enumerate(setting.windows):
@@ -346,7 +349,7 @@ def figure_5_9(setting):
     setting.classifiers("5.9", ("malignancy",))
     scale = setting.args.feature_scale
     unguided = setting.nodules("none")
-    made = {kind: setting.nodules(kind, lambda window, k=kind: {"malignancy": k}, scale) for kind in KINDS}
+    made = {kind: setting.nodules(f"malignancy-{kind}", lambda window, k=kind: {"malignancy": k}, scale) for kind in KINDS}
     figure, axes = panels(len(setting.windows), 5, 1.9)
     show_nodule_map(setting, axes[:, 0])
     for number, line in enumerate(axes):
