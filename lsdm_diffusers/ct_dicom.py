@@ -1,5 +1,6 @@
 """Axial CT slices from DICOM files that may be broken, foreign or hostile: an index of the files, and each slice in Hounsfield units."""
 
+import io
 import os
 import re
 from collections.abc import Iterable
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
 import pydicom
+from pydicom.encaps import get_frame
 from pydicom.misc import is_dicom
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from tqdm.auto import tqdm
@@ -72,6 +75,15 @@ def _open(path: str, **options) -> pydicom.Dataset:
         raise DicomError(f"unreadable ({reason_of(error)})") from error
 
 
+def _encoded_shape(dataset: pydicom.Dataset) -> tuple[int, int] | None:
+    """The size that a JPEG or JPEG 2000 stream itself tells, unpacked; a few hundred bytes can tell gigabytes. None for other streams."""
+    try:
+        with PIL.Image.open(io.BytesIO(get_frame(dataset.PixelData, 0, number_of_frames=1)), formats=["JPEG", "JPEG2000"]) as image:
+            return image.size[::-1]
+    except PIL.UnidentifiedImageError:
+        return None
+
+
 def _headers(paths: list[str]) -> list[SliceFile | tuple[str, str]]:
     """For each file its SliceFile, or (path, reason)."""
     found = []
@@ -127,8 +139,8 @@ def index_dicom(folder: Path, executor: Executor | None = None) -> tuple[dict[st
     return series, faults
 
 
-def read_slice(path: str) -> CtSlice:
-    """One axial CT slice in Hounsfield units.
+def read_slice(path: str, max_pixels: int = MAX_EDGE**2) -> CtSlice:
+    """One axial CT slice in Hounsfield units; one of more than `max_pixels` is refused before its pixels are decoded.
 
     Rescale slope and intercept are applied and rounded to whole HU; pixels of the padding value that are no Hounsfield unit, and all
     values below -1024, become -1024.
@@ -150,6 +162,8 @@ def read_slice(path: str) -> CtSlice:
         shape = int(dataset.Rows), int(dataset.Columns)
         if not (16 <= min(shape) and max(shape) <= MAX_EDGE):
             raise DicomError(f"{shape[0]}x{shape[1]} pixels, but 16..{MAX_EDGE} a side are read")
+        if shape[0] * shape[1] > max_pixels:
+            raise DicomError(f"{shape[0]}x{shape[1]} pixels, but at most {max_pixels} in all are read")
         row_spacing, column_spacing = (float(value) for value in dataset.PixelSpacing)
         if not (0.1 <= row_spacing <= 5 and abs(row_spacing - column_spacing) < 0.01 * row_spacing):
             raise DicomError(f"pixel spacing {row_spacing:g} x {column_spacing:g} mm, but square pixels of 0.1..5 mm are needed")
@@ -164,9 +178,13 @@ def read_slice(path: str) -> CtSlice:
         slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
         if not (np.isfinite([slope, intercept]).all() and slope > 0):
             raise DicomError(f"rescale slope {slope:g} and intercept {intercept:g} make no Hounsfield units")
-        encoded = len(dataset.get("PixelData") or b"")
-        if dataset.file_meta.TransferSyntaxUID.is_compressed and encoded > 4 * 2 * shape[0] * shape[1] + 2**20:
-            raise DicomError(f"{encoded} bytes of compressed pixel data, more than {shape[0]}x{shape[1]} pixels need")
+        if dataset.file_meta.TransferSyntaxUID.is_compressed:
+            encoded = len(dataset.get("PixelData") or b"")
+            if encoded > 4 * 2 * shape[0] * shape[1] + 2**20:
+                raise DicomError(f"{encoded} bytes of compressed pixel data, more than {shape[0]}x{shape[1]} pixels need")
+            encoded_shape = _encoded_shape(dataset)
+            if encoded_shape not in (None, shape):
+                raise DicomError(f"compressed pixel data of shape {encoded_shape} instead of {shape}")
         stored = dataset.pixel_array
         if stored.shape != shape:
             raise DicomError(f"pixel data of shape {stored.shape} instead of {shape}")

@@ -6,6 +6,7 @@ makes the features, so its name belongs beside every figure, and no network take
 
 import hashlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -162,8 +163,10 @@ def paired_metrics(real: torch.Tensor, generated: torch.Tensor, lpips: bool = Fa
     return {name: values.reshape(len(real)) for name, values in figures.items()}
 
 
-def patient_bootstrap(values: np.ndarray, patients: np.ndarray, repetitions: int = 2000, seed: int = 0) -> dict:
+def patient_bootstrap(values: np.ndarray, patients: np.ndarray, over: np.ndarray | None = None, repetitions: int = 2000, seed: int = 0) -> dict:
     """Mean of `values` (N,) and its 95% interval from a bootstrap that draws whole patients (N,): nodules of one patient are alike.
+
+    With `over` (N,), the mean of `values` divided by that of `over`, both of the same draws.
 
     Returns:
         {"mean": float, "interval": [low, high]}.
@@ -172,13 +175,31 @@ def patient_bootstrap(values: np.ndarray, patients: np.ndarray, repetitions: int
         ValueError: for lengths that differ, or no values.
     """
     values, patients = np.asarray(values, dtype=np.float64), np.asarray(patients)
-    if not len(values) or len(values) != len(patients):
+    over = np.ones(len(values)) if over is None else np.asarray(over, dtype=np.float64)
+    if not len(values) or len(values) != len(patients) or len(values) != len(over):
         raise ValueError(f"`patients` has {len(patients)} entries and `values` {len(values)}, but the same number, at least 1, is needed.")
-    of_patient = [values[patients == patient] for patient in np.unique(patients)]
-    sums, counts = np.array([some.sum() for some in of_patient]), np.array([len(some) for some in of_patient])
-    drawn = np.random.default_rng(seed).integers(len(of_patient), size=(repetitions, len(of_patient)))
+    _, of_patient = np.unique(patients, return_inverse=True)
+    sums, counts = np.bincount(of_patient, values), np.bincount(of_patient, over)
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(repetitions, len(sums)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    return {"mean": float(values.mean()), "interval": [float(bound) for bound in np.quantile(means, (0.025, 0.975))]}
+    return {"mean": float(values.sum() / over.sum()), "interval": [float(bound) for bound in np.quantile(means, (0.025, 0.975))]}
+
+
+def patient_bootstrap_of(statistic: Callable, patients: np.ndarray, *columns: np.ndarray, repetitions: int = 500, seed: int = 0) -> dict:
+    """As `patient_bootstrap`, for any statistic: a function of `columns`, (N,) each, that may be NaN for some draws.
+
+    Returns:
+        {"mean": the statistic of all, "interval": [low, high]}.
+    """
+    columns = [np.asarray(column) for column in columns]
+    of_patient = [np.flatnonzero(patients == patient) for patient in np.unique(patients)]
+    generator, values = np.random.default_rng(seed), []
+    for _ in range(repetitions):
+        rows = np.concatenate([of_patient[i] for i in generator.integers(len(of_patient), size=len(of_patient))])
+        values.append(statistic(*(column[rows] for column in columns)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # NaN for every draw
+        return {"mean": float(statistic(*columns)), "interval": [float(bound) for bound in np.nanquantile(values, (0.025, 0.975))]}
 
 
 def auc_bootstrap(

@@ -1,14 +1,16 @@
-"""The model card of a training run, and its way to the Hub."""
+"""The model card of a training run with its figures, and its way to the Hub."""
 
 import argparse
+import json
 import math
 from importlib.metadata import version
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, EvalResult, HfApi, ModelCard, ModelCardData
 
 from .ct_dataset import write_atomically
 
+TAGS = ["lsdm", "lung-ct", "medical", "semantic-image-synthesis"]
 HIDDEN = ("hub_token", "output_dir", "latents_dir", "resume_from_checkpoint", "push_to_hub")  # they say nothing about the model
 
 
@@ -32,6 +34,45 @@ def open_model_repository(args: argparse.Namespace) -> tuple[HfApi, str] | None:
         raise SystemExit(f"--push_to_hub cannot make or find {name} on the Hub: {error}") from None
 
 
+def patients_of(dataset: Path) -> dict[str, int]:
+    """Patients of each split of a prepared dataset, by its `splits.json`; empty where it has none."""
+    splits = dataset / "splits.json"
+    return {split: len(patients) for split, patients in json.loads(splits.read_text()).items()} if splits.is_file() else {}
+
+
+def attribution_of(dataset: Path) -> str | None:
+    """Licence and citation of a prepared dataset, by its card; None where it has no card that says so."""
+    card = dataset / "README.md"
+    if not card.is_file():
+        return None
+    section = DatasetCard.load(card, ignore_metadata_errors=True).text.partition("\n## Licence and citation\n")[2]
+    return section.partition("\nMade by ")[0].strip() or None
+
+
+def evaluation_results(figures: dict, dataset: str, split: str, setting: str) -> list[EvalResult]:
+    """The entries of a card's `model-index`.
+
+    Args:
+        figures: {metric: {"mean": value}}, as in results.json of training/evaluate.py.
+        dataset: its name.
+        split: the evaluated split.
+        setting: what the figures depend on; it stands beside those of a feature extractor, which mean nothing without it.
+    """
+    about = {"task_type": "image-to-image", "dataset_type": dataset, "dataset_name": dataset, "dataset_split": split}
+    return [
+        EvalResult(**about, metric_type=name, metric_value=round(value["mean"], 4), metric_name=f"{name} ({setting})" if "id" in name else name)
+        for name, value in figures.items()
+    ]
+
+
+def forget_origins(folder: Path) -> None:
+    """Take out of the configs of a saved model or pipeline where each part was loaded from (`_name_or_path`): a path of this machine."""
+    for path in (*folder.glob("config.json"), *folder.glob("*/config.json")):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            write_atomically(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+
+
 def write_model_card(folder: Path, script: str, title: str, summary: str, args: argparse.Namespace, step: int, figures: dict, **text) -> None:
     """Write README.md into the folder of a model, filled from its run.
 
@@ -47,18 +88,21 @@ def write_model_card(folder: Path, script: str, title: str, summary: str, args: 
     """
     template = Path(__file__).parents[1] / "hub_cards" / "model_card.md"
     dataset = args.dataset_name or args.train_data_dir
+    local = Path(dataset).exists()
     arguments = {}
     for name, value in vars(args).items():
         if value is not None and name not in HIDDEN:
             value = Path(value).name if isinstance(value, Path) or name in ("dataset_name", "train_data_dir") and Path(value).exists() else value
             arguments[name] = " ".join(map(str, value)) if isinstance(value, list) else value
     card = ModelCard.from_template(
-        ModelCardData(library_name="diffusers", pipeline_tag="image-to-image", tags=["lsdm", "lung-ct", "medical", "semantic-image-synthesis"]),
+        ModelCardData(library_name="diffusers", pipeline_tag="image-to-image", tags=TAGS, datasets=None if local else [dataset]),
         template_path=str(template),
         script=f"training/{script}",
         title=title,
         summary=summary,
-        dataset=Path(dataset).name if Path(dataset).exists() else f"`{dataset}`",
+        dataset=Path(dataset).name if local else f"`{dataset}`",
+        patients=patients_of(Path(dataset)) if local else {},
+        attribution=attribution_of(Path(dataset)) if local else None,
         arguments=arguments,
         step=step,
         figures={name: value for name, value in figures.items() if math.isfinite(value)},

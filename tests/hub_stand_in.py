@@ -1,16 +1,112 @@
-"""A local stand-in of the Hub that takes uploads, every file in the commit itself."""
+"""A local stand-in of the Hub: repositories with revisions that take commits, every file in the commit itself, and give files back."""
 
 import base64
+import hashlib
 import http.server
 import json
+import re
 import threading
+from collections import defaultdict
 from contextlib import contextmanager
+from urllib.parse import unquote, urlsplit
 
 
-def handler_for(repository, received):
-    class Hub(http.server.BaseHTTPRequestHandler):
+def digest(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
+class StandIn:
+    """`repositories`: {"user/name" or "datasets/user/name": {revision: {path: content}}}; `requests`: ("GET", path), in order."""
+
+    def __init__(self):
+        self.repositories = defaultdict(dict)
+        self.created = {}  # the arguments of each repository's creation
+        self.requests = []
+
+    def commit_hash(self, repository, revision):
+        files = self.repositories[repository][revision]
+        return digest(json.dumps([repository, {path: digest(content) for path, content in sorted(files.items())}]).encode())
+
+    def files(self, repository, revision):
+        """The files of a branch or of the commit it is at, with the commit's hash, or None."""
+        for branch, files in self.repositories.get(repository, {}).items():
+            commit = self.commit_hash(repository, branch)
+            if revision in (branch, commit):
+                return commit, files
+        return None
+
+    def get(self, path):
+        """(status, headers, body)"""
+        json_answer = {"Content-Type": "application/json"}
+        if found := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
+            kind, name, what, revision = found.groups()
+            answer = self.files(name if kind == "models" else f"{kind}/{name}", revision or "main")
+            if not answer:
+                return 404, {"X-Error-Code": "RevisionNotFound"}, b""
+            commit, files = answer
+            if what == "tree":
+                entries = [{"type": "file", "path": p, "size": len(content), "oid": digest(content)} for p, content in files.items()]
+                return 200, json_answer, json.dumps(entries).encode()
+            info = {"id": name, "sha": commit, "private": False, "siblings": [{"rfilename": p} for p in files]}
+            return 200, json_answer, json.dumps(info).encode()
+        if found := re.fullmatch(r"/((?:datasets/|spaces/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            repository, revision, name = found.groups()
+            answer = self.files(repository, revision)
+            if answer and name in answer[1]:
+                commit, files = answer
+                return 200, {"ETag": f'"{digest(files[name])}"', "X-Repo-Commit": commit}, files[name]
+            return 404, {"X-Error-Code": "EntryNotFound", **({"X-Repo-Commit": answer[0]} if answer else {})}, b""
+        return 404, {}, b""
+
+    def post(self, path, body):
+        """(status, answer)"""
+        if path == "/api/validate-yaml":
+            return 200, {"errors": [], "warnings": []}
+        if path == "/api/repos/create":
+            wanted = json.loads(body)
+            kind = {"dataset": "datasets/", "space": "spaces/"}.get(wanted.get("type"), "")
+            name = f"{kind}{wanted['organization'] or 'user'}/{wanted['name']}"
+            if name in self.created:
+                return 409, {"error": "You already created this model repo", "url": f"http://127.0.0.1/{name}"}
+            self.created[name] = wanted
+            self.repositories[name]["main"] = {".gitattributes": b""}
+            return 200, {"url": f"http://127.0.0.1/{name}"}
+        found = re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/(preupload|commit|branch)/([^/]+)", path)
+        kind, name, what, revision = found.groups()
+        repository = self.repositories[name if kind == "models" else f"{kind}/{name}"]
+        if what == "branch":
+            if revision in repository:
+                return 409, {"error": "Reference already exists"}
+            repository[revision] = dict(repository["main"])
+            return 200, {}
+        if what == "preupload":
+            names = [file["path"] for file in json.loads(body)["files"]]
+            return 200, {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for p in names]}
+        for line in map(json.loads, body.decode().splitlines()):
+            if line["key"] == "file":
+                repository[revision][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "deletedFile":
+                del repository[revision][line["value"]["path"]]
+        return 200, {"commitUrl": f"http://127.0.0.1/{name}/commit/{'0' * 40}", "commitOid": "0" * 40, "success": True}
+
+
+def handler_for(hub):
+    class Handler(http.server.BaseHTTPRequestHandler):
         def log_message(self, *_):
             pass
+
+        def answer(self, status, headers, body):
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def path_asked(self):
+            path = unquote(urlsplit(self.path).path)
+            hub.requests.append((self.command, path))
+            return path
 
         def do_POST(self):
             if self.headers.get("Transfer-Encoding") == "chunked":
@@ -21,41 +117,24 @@ def handler_for(repository, received):
                 self.rfile.readline()
             else:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            answer = {"url": f"http://127.0.0.1/{repository}", "errors": [], "warnings": []}
-            if "/preupload/" in self.path:
-                names = [file["path"] for file in json.loads(body)["files"]]
-                answer = {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for name in names]}
-            elif "/commit/" in self.path:
-                kind = "" if repository.startswith("datasets/") else "models/"
-                assert self.path.startswith(f"/api/{kind}{repository}/commit/main")
-                for line in map(json.loads, body.decode().splitlines()):
-                    if line["key"] == "file":
-                        received[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-                answer = {"commitUrl": f"http://127.0.0.1/{repository}/commit/{'0' * 40}", "commitOid": "0" * 40, "success": True}
-            body = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            status, answer = hub.post(self.path_asked(), body)
+            self.answer(status, {"Content-Type": "application/json"}, json.dumps(answer).encode())
 
         def do_GET(self):
-            listing = b"[]" if "/tree/" in self.path else b""
-            self.send_response(200 if listing else 404)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(listing)))
-            self.end_headers()
-            self.wfile.write(listing)
+            self.answer(*hub.get(self.path_asked()))
 
-    return Hub
+        do_HEAD = do_GET
+
+    return Handler
 
 
 @contextmanager
-def upload_hub(repository, home):
-    """Yield the environment that sends a process there, and the files it will have received; `repository`: "user/name" or "datasets/user/name"."""
-    received = {}
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler_for(repository, received))
+def stand_in_hub(home):
+    """Yield the environment that sends a process to a stand-in of the Hub, with its caches in the folder `home`, and the stand-in."""
+    hub = StandIn()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler_for(hub))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
-    yield {"HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_test", "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0"}, received
+    environment = {"HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_test", "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0"}
+    yield {**environment, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}, hub
     server.shutdown()

@@ -26,7 +26,7 @@ from lsdm_diffusers.lidc.pylidc_import import import_pylidc
 from lsdm_diffusers.preparation import ScanJob, prepare_scans, worker_pool
 from lsdm_diffusers.semantic_map import SemanticLabel
 
-from .hub_stand_in import upload_hub
+from .hub_stand_in import stand_in_hub
 from .synthetic_dicom import thorax_hu, write_slice
 
 SCRIPT = Path(__file__).parents[1] / "training" / "prepare_lidc.py"
@@ -401,10 +401,11 @@ def test_other_choices_in_a_begun_folder_are_refused(archive, prepared, tmp_path
 def test_the_dataset_is_pushed_to_the_hub(archive, prepared, tmp_path):
     copy = shutil.copytree(prepared, tmp_path / "dataset")
     pushing = command(archive, copy, "--push_to_hub", "--repo_id", "user/lidc")
-    with upload_hub("datasets/user/lidc", tmp_path / "home") as (environment, received):
+    with stand_in_hub(tmp_path / "home") as (environment, hub):
         run = subprocess.run(pushing, env={**os.environ, **environment}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
-    assert {name: hashlib.sha256(content).hexdigest() for name, content in received.items() if name != "report.png"} == contents(prepared)
+    received = {name: hashlib.sha256(content).hexdigest() for name, content in hub.repositories["datasets/user/lidc"]["main"].items()}
+    assert {name: content for name, content in received.items() if name not in ("report.png", ".gitattributes")} == contents(prepared)
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):

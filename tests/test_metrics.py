@@ -115,6 +115,18 @@ def test_patient_bootstrap_covers_the_mean():
     assert 0.89 <= hits / 200 <= 0.99 and naive_hits / 200 < 0.8
 
 
+def test_bootstraps_of_ratios_and_other_statistics():
+    generator = np.random.default_rng(0)
+    patients, over = np.repeat(np.arange(20), 3), generator.uniform(1, 2, 60)
+    exact = metrics.patient_bootstrap(0.5 * over, patients, over=over)
+    assert exact == {"mean": pytest.approx(0.5), "interval": pytest.approx([0.5, 0.5])}
+    values = generator.standard_normal(20)[patients]
+    of_mean, general = metrics.patient_bootstrap(values, patients), metrics.patient_bootstrap_of(np.mean, patients, values)
+    assert general["mean"] == pytest.approx(of_mean["mean"]) and general["interval"] == pytest.approx(of_mean["interval"], abs=0.1)
+    some_undefined = metrics.patient_bootstrap_of(lambda column: np.nan if (column == 0).any() else column.mean(), patients, patients)
+    assert np.isnan(some_undefined["mean"]) and np.isfinite(some_undefined["interval"]).all()
+
+
 def test_wrong_input_is_named():
     with pytest.raises(ValueError, match=r"`generated` has the shape \(1, 1, 8, 9\)"):
         metrics.paired_metrics(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 9))

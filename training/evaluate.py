@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 
 from lsdm_diffusers.ct_dataset import decode_image, write_atomically
@@ -30,6 +30,7 @@ from lsdm_diffusers.map_obedience import label_dice, nodule_obedience
 from lsdm_diffusers.metrics import EXTRACTORS, feature_extractor, features_of, frechet_distance, kernel_distance, paired_metrics
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
 from lsdm_diffusers.nodule_windows import rated_features
+from lsdm_diffusers.publishing import evaluation_results
 from lsdm_diffusers.semantic_map import PALETTE, find_nodules, scaled_hu
 from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind
 
@@ -198,13 +199,17 @@ def main():
     setting = f"{len(rows)} slices of {patients} patients (split {args.split}), {len(real_crops)} nodules, {len(args.seeds)} seed(s); "
     setting += f"{args.num_inference_steps} steps, {args.scheduler or 'own scheduler'}, s = {args.guidance_scale:g}; "
     setting += f"features of {args.feature_extractor}"
-    report = {"setting": setting, "feature_extractor": args.feature_extractor, "results": results, "images_a_second": speed}
+    dataset = args.dataset_name or args.train_data_dir
+    report = {"setting": setting, "dataset": Path(dataset).name if Path(dataset).exists() else dataset, "split": args.split}
+    report |= {"feature_extractor": args.feature_extractor, "results": results, "images_a_second": speed}
     write_atomically(args.output_dir / "results.json", (json.dumps(report, indent=1) + "\n").encode())
     table = markdown(results, setting)
     write_atomically(args.output_dir / "results.md", table.encode())
     for key, figures in results.items():
         if key != "real slices":
-            write_model_index(args, key, figures, setting)
+            evaluated = evaluation_results(figures, report["dataset"], args.split, setting)
+            model_index = ModelCardData(model_name=key, eval_results=evaluated).to_yaml() + "\n"
+            write_atomically(args.output_dir / f"model-index-{key.replace(' + ', '+')}.yml", model_index.encode())
     pictures(args.output_dir, rows, real_slices, shown)
     print(table)
 
@@ -226,19 +231,6 @@ def markdown(results, setting):
                 lines.append(f"| {name}{arrow} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
-
-
-def write_model_index(args, name, figures, setting):
-    """The `model-index` block of a card."""
-    dataset = args.dataset_name or args.train_data_dir
-    dataset = Path(dataset).name if Path(dataset).exists() else dataset
-    about = {"task_type": "image-to-image", "dataset_type": dataset, "dataset_name": dataset, "dataset_split": args.split}
-    evaluated = [
-        EvalResult(**about, metric_type=f, metric_value=round(value["mean"], 4), metric_name=f"{f} ({setting})" if "id" in f else f)
-        for f, value in figures.items()
-    ]
-    data = ModelCardData(model_name=name, eval_results=evaluated)
-    write_atomically(args.output_dir / f"model-index-{name.replace(' + ', '+')}.yml", (data.to_yaml() + "\n").encode())
 
 
 def pictures(folder, rows, real, shown):

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from lsdm_diffusers.autoencoder_loss import PERCEPTUAL, AutoencoderLoss, PatchDiscriminator, discriminator_loss, perceptual_distance
 from lsdm_diffusers.ct_dataset import nodule_crops, scaled_pixels
-from lsdm_diffusers.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
+from lsdm_diffusers.publishing import add_hub_arguments, forget_origins, open_model_repository, upload_model, write_model_card
 from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN
 from lsdm_diffusers.training_data import StreamedRows, add_data_arguments, open_splits, rows_of_kind, spread_rows
 
@@ -295,6 +295,7 @@ def main():
                 latents = [model.encode(pixels.to(accelerator.device)).latent_dist.mode() for pixels in every]
             model.register_to_config(scaling_factor=float(1 / torch.cat([z.flatten() for z in latents]).std()))
         model.save_pretrained(args.output_dir)
+        forget_origins(args.output_dir)
         figures = validate(model, validation_images, validation_nodules, args.output_dir, step)
         (args.output_dir / "validation.json").write_text(json.dumps({"step": step, **figures}, indent=1) + "\n")
         summary = "Autoencoder of the latent space of a latent semantic diffusion model for lung CT, HU in [-1024, 800] scaled to [-1, 1]."

@@ -22,13 +22,12 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from lsdm_diffusers import NoduleClassifier
 from lsdm_diffusers.ct_dataset import nodule_crops
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES, OBJECTIVES
+from lsdm_diffusers.nodule_judge import rating_agreement
 from lsdm_diffusers.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
 from lsdm_diffusers.training_data import add_data_arguments, open_splits
 
@@ -44,6 +43,11 @@ def parse_args():
         type=float,
         default=1.0,
         help="a rounded rating that n crops have is drawn with probability ~ n^(1 - this): 1 draws all alike, 0 as the data have them",
+    )
+    data.add_argument(
+        "--shuffle_labels",
+        action="store_true",
+        help="a control: the ratings are permuted among the training nodules by --seed, and validated against the true ones",
     )
     model = parser.add_argument_group("model")
     model.add_argument("--pretrained_vae", type=Path, required=True, help="folder of the trained autoencoder")
@@ -118,19 +122,10 @@ def noisy_crops(latents, noise, timesteps, scheduler, vae):
         return vae.decode(scheduler.add_noise(latents, noise, timesteps) / vae.config.scaling_factor).sample
 
 
-def calibration_error(predicted, observed, low, high, bins=10):
-    """Expected calibration error: |mean predicted - mean observed| of each of the equal bins of `predicted`, weighted by their counts."""
-    bin_of = np.clip(((predicted - low) / (high - low) * bins).astype(int), 0, bins - 1)
-    counts, differences = np.bincount(bin_of, minlength=bins), np.bincount(bin_of, predicted - observed, minlength=bins)
-    return float(np.abs(differences).sum() / counts.sum())
-
-
 @torch.no_grad()
 def validate(classifier, latents, ratings, scheduler, vae, seed):
     """Figures at each noise level of `VALIDATION_TIMESTEPS`, at fixed noise; NaN where the split has one label only."""
     figures = {}
-    labels = rounded(ratings)
-    malignant, clear = labels >= 3, (labels <= 2) | (labels >= 4)
     for t in VALIDATION_TIMESTEPS:
         generator = torch.Generator().manual_seed(seed)
         outputs = []
@@ -139,20 +134,9 @@ def validate(classifier, latents, ratings, scheduler, vae, seed):
             timesteps = torch.full((len(batch),), t, device=batch.device)
             outputs.append(classifier(noisy_crops(batch, noise, timesteps, scheduler, vae), timesteps).float().cpu())
         output = torch.cat(outputs)
-        if classifier.config.objective == "classification":
-            probability = output.softmax(dim=1)[:, 1].numpy()
-            auc = lambda truth, score: float(roc_auc_score(truth, score)) if 0 < truth.sum() < len(truth) else math.nan  # noqa: E731
-            figures[f"t{t}"] = {
-                "auc_ge3": auc(malignant, probability),
-                "auc_ge4": auc(malignant[clear], probability[clear]),
-                "accuracy_ge3": float(((probability > 0.5) == malignant).mean()),
-                "ece": calibration_error(probability, malignant, 0, 1),
-            }
-        else:
-            predicted = output.numpy()
-            spearman = float(spearmanr(predicted, ratings)[0]) if np.ptp(ratings) and np.ptp(predicted) else math.nan
-            figures[f"t{t}"] = {"spearman": spearman, "mae": float(np.abs(predicted - ratings).mean())}
-            figures[f"t{t}"]["ece"] = calibration_error(predicted, ratings, 1, 5)
+        objective = classifier.config.objective
+        scores = output[:, 1] - output[:, 0] if objective == "classification" else output
+        figures[f"t{t}"] = rating_agreement(scores.double().numpy(), ratings, objective)
     return figures
 
 
@@ -173,6 +157,8 @@ def main():
     vae.to(accelerator.device, memory_format=torch.channels_last)  # decodes faster on a CPU
     dataset = open_splits(args)
     latents, ratings = encode_crops(dataset["train"], vae, args.feature, args.augmentation_views)
+    if args.shuffle_labels:
+        ratings = np.random.default_rng(args.seed).permutation(ratings)
     validation_latents, validation_ratings = encode_crops(dataset["validation"], vae, args.feature, 1)
 
     objective = args.objective or ("classification" if args.feature == "malignancy" else "regression")

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from lsdm_diffusers import LSDMGuidedPipeline, SpadeUNet2DModel
 from lsdm_diffusers.ct_dataset import pixels_of, row_kinds
-from lsdm_diffusers.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
+from lsdm_diffusers.publishing import add_hub_arguments, forget_origins, open_model_repository, upload_model, write_model_card
 from lsdm_diffusers.semantic_map import NUM_LABELS, PALETTE, SemanticLabel
 from lsdm_diffusers.training_data import add_data_arguments, crop_corner, open_splits, rows_of_kind, spread_rows
 
@@ -427,6 +427,7 @@ def main():
         model.eval()
         pipeline().save_pretrained(args.output_dir / "pipeline")
         folder, picture = args.output_dir / "pipeline", args.output_dir / f"validation-{step}.png"
+        forget_origins(folder)
         if picture.is_file():
             shutil.copy(picture, folder / "validation.png")
         example = "from lsdm_diffusers import LSDMGuidedPipeline\n\n"

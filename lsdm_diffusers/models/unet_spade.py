@@ -53,6 +53,7 @@ class SpadeResnetBlock2D(nn.Module):
                 return nn.GroupNorm(num_groups, channels, eps=eps)
             return SpadeNorm(channels, num_labels, hidden_channels, num_groups, eps)
 
+        self.is_spade = hidden_channels is not None
         self.norm1 = norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_proj = nn.Linear(time_channels, out_channels)
@@ -191,7 +192,7 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
         blocks = [(block, index // layers) for index, block in enumerate(self.down_resnets)]
         blocks += [(block, levels - 1) for block in self.mid_resnets]
         blocks += [(block, levels - 1 - index // (layers + 1)) for index, block in enumerate(self.up_resnets)]
-        return [(block, level) for block, level in blocks if isinstance(block.norm1, SpadeNorm)]
+        return [(block, level) for block, level in blocks if block.is_spade]
 
     @apply_forward_hook
     def compute_modulation(self, semantic_map: torch.Tensor, sample_size: int | tuple[int, int]) -> tuple:
@@ -251,7 +252,7 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
         modulations = iter(modulation)
 
         def run(block, hidden_states):
-            block_modulation = next(modulations) if isinstance(block.norm1, SpadeNorm) else None
+            block_modulation = next(modulations) if block.is_spade else None
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 return self._gradient_checkpointing_func(block, hidden_states, embedding, block_modulation)
             return block(hidden_states, embedding, block_modulation)

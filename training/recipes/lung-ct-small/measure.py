@@ -5,7 +5,7 @@
 Prints and writes `measured.json`; draws `samples.png` (map | real | generated) of eight slices. The nodules of the maps are rated LIDC-IDRI
 nodules of validation patients set into slices of validation patients. Distances of HU histograms (Wasserstein-1 over the standard deviation
 of the real values) stand beside those of real slices of the training patients: what another set of patients costs.
-`measure_guidance.py` measures guidance.
+`training/evaluate_control.py` measures guidance.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-# Sourced by the recipe's scripts: `phase` trains one phase of a run in $output, unless it is done.
+# Sourced by the recipe's scripts: `phase` trains one phase of a run in $output, unless it is done; `classifier` is one for a classifier.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} # accelerate would take one thread on a CPU
 export ACCELERATE_MIXED_PRECISION=no
 half=$(grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo bf16 || echo no) # two thirds of the time where the CPU has it
@@ -12,4 +12,13 @@ phase() { # SCRIPT FOLDER STEPS FLAG...
   echo "== $folder: $script, ${STEPS:-$steps} steps"
   accelerate launch "$training/$script" "${flags[@]}" --output_dir "$folder" --max_train_steps "${STEPS:-$steps}" "$@"
   touch "$folder/done"
+}
+
+# the group norms of a classifier forget densities: ground glass and solid, calcified and not, differ in little else
+classifier() { # NAME FEATURE STEPS FLAG...
+  local name=$1 feature=$2 steps=$3
+  shift 3
+  phase train_classifier.py "$output/${name}_classifier" "$steps" --pretrained_vae "$output/vae" --feature "$feature" \
+    --block_out_channels 12 24 48 96 --hu_thresholds -700 -400 -100 100 300 --train_batch_size 32 --learning_rate 1e-3 --ema_max_decay 0.995 \
+    --label_balance 0.5 --timestep_power 2 --checkpointing_steps 100 --validation_steps 300 --mixed_precision "$half" "$@"
 }

@@ -31,17 +31,9 @@ phase train_unet.py "$output/unet-more" 2800 "${unet[@]}" "${slices[@]}" --pretr
 phase train_unet.py "$output/unet" 2000 "${unet[@]}" "${slices[@]}" --pretrained_unet "$output/unet-more/pipeline/unet" \
   --learning_rate 4e-4 --validation_steps 500
 
-# the group norms of a classifier forget densities: ground glass and solid, calcified and not, differ in little else
-classifier() { # FEATURE STEPS FLAG...
-  local feature=$1 steps=$2
-  shift 2
-  phase train_classifier.py "$output/${feature}_classifier" "$steps" --pretrained_vae "$output/vae" --feature "$feature" \
-    --block_out_channels 12 24 48 96 --hu_thresholds -700 -400 -100 100 300 --train_batch_size 32 --learning_rate 1e-3 --ema_max_decay 0.995 \
-    --label_balance 0.5 --timestep_power 2 --checkpointing_steps 100 --validation_steps 300 --mixed_precision "$half" "$@"
-}
-classifier malignancy 1500
+classifier malignancy malignancy 1500
 for feature in spiculation texture lobulation; do # what tells malignancy tells much of them
-  classifier "$feature" "$([ $feature = texture ] && echo 800 || echo 600)" --pretrained_classifier "$output/malignancy_classifier"
+  classifier "$feature" "$feature" "$([ $feature = texture ] && echo 800 || echo 600)" --pretrained_classifier "$output/malignancy_classifier"
 done
 
 python "$here/assemble.py" --training_dir "$output" --output_dir "$output/lung-ct-small"

@@ -1,0 +1,1 @@
+"""The page: draw a semantic map, generate CT slices from it."""

@@ -1,0 +1,70 @@
+"""The page on a port of this machine with a tiny pipeline, for the tests of the demo."""
+
+import os
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from lsdm_diffusers.semantic_map import semantic_map_image
+from tests.conftest import tiny_pipeline, tiny_unet
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
+
+def page_pipeline():
+    """Components so small that hundreds of slices are made within a minute."""
+    torch.manual_seed(2)
+    vae = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        block_out_channels=(4, 4, 8),
+        layers_per_block=1,
+        latent_channels=3,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+        scaling_factor=0.5,
+    ).eval()
+    return tiny_pipeline(vae=vae, unet=tiny_unet(block_out_channels=(8, 8), attention_levels=(False, False), norm_num_groups=4))
+
+
+def small_map() -> np.ndarray:
+    """128x128: a body with a lung, and in it a malignant nodule."""
+    labels = np.zeros((128, 128), np.uint8)
+    labels[8:120, 8:120] = 1
+    labels[20:108, 20:108] = 4
+    labels[40:52, 40:52] = 7
+    return labels
+
+
+def write_map(path: Path, labels=None) -> Path:
+    semantic_map_image(small_map() if labels is None else labels).save(path)
+    return path
+
+
+def files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def served(folder: Path, monkeypatch, pipeline=None):
+    """Yields (url, blocks) of the page, whose uploads and results lie below `folder`."""
+    from lsdm_diffusers.demo.page import build_demo, launch
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    demo = build_demo(pipeline or page_pipeline())
+    _, url, _ = launch(demo, server_port=port, prevent_thread_lock=True, quiet=True)
+    try:
+        yield url.rstrip("/"), demo
+    finally:
+        demo.close(verbose=False)
