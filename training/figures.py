@@ -113,6 +113,7 @@ def show_difference(axis, difference, limit=300):
 
 
 def add_difference_bar(figure, axes, limit=300, label="difference, HU"):
+    figure.set_figwidth(figure.get_figwidth() + 0.8)
     bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), "RdBu_r"), ax=axes, shrink=0.6, pad=0.01, aspect=30)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
@@ -259,6 +260,8 @@ def gradient_figure(setting, of_latents):
         axes[3 * number, 0].set_ylabel("$D(z_t)$", fontsize=9)
         axes[3 * number + 1, 0].set_ylabel("benign", fontsize=9)
         axes[3 * number + 2, 0].set_ylabel("malignant", fontsize=9)
+        axes[3 * number + 1, 0].spines[:].set_visible(False)
+        axes[3 * number + 2, 0].spines[:].set_visible(False)
         axes[3 * number + 1, 0].text(0.5, 0.5, describe(window).replace(", ", "\n"), ha="center", va="center", fontsize=8)
     axes[0, 0].set_title("real", fontsize=9)
     return figure
