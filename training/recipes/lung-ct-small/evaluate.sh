@@ -32,9 +32,10 @@ run() { # SCRIPT FLAG...; what follows -- is for the rehearsal alone
 # bfloat16 is faster where whole slices are sampled, float32 for windows and crops
 run evaluate.py --pretrained_model_name_or_path "LSDM=$lsdm" "${baselines[@]}" --arms none malignancy --seeds 0 1 "${features[@]}" \
   --mixed_precision "$half" --output_dir "$results/tables" -- --max_samples 2 --num_inference_steps 2 --seeds 0
-run evaluate_control.py "${shuffled[@]}" --output_dir "$results/control" -- --max_nodules 2 --num_inference_steps 2
-run evaluate_steps.py "${features[@]}" --mixed_precision "$half" --output_dir "$results/steps" -- --max_samples 2 --num_inference_steps 2 --reference_steps 4
-run evaluate_diversity.py "${features[@]}" --perceptual efficientnet --output_dir "$results/diversity" -- --max_samples 4 --num_inference_steps 2
-run evaluate_usefulness.py --output_dir "$results/usefulness" -- --num_synthetic 8 --num_inference_steps 2 --max_train_steps 4
+run evaluate_control.py "${shuffled[@]}" --num_inference_steps 15 --output_dir "$results/control" -- --max_nodules 2 --num_inference_steps 2
+run evaluate_steps.py "${features[@]}" --max_samples 4 --mixed_precision "$half" --output_dir "$results/steps" -- --max_samples 2 --num_inference_steps 2 --reference_steps 4
+run evaluate_diversity.py "${features[@]}" --perceptual efficientnet --max_samples 48 --num_inference_steps 15 \
+  --output_dir "$results/diversity" -- --max_samples 4 --num_inference_steps 2
+run evaluate_usefulness.py --max_train_steps 300 --output_dir "$results/usefulness" -- --num_synthetic 8 --num_inference_steps 2 --max_train_steps 4
 run figures.py --baselines "${baselines[@]}" --output_dir "$results/figures" -- --num_maps 1 --num_inference_steps 2
 echo "== results: $results"
