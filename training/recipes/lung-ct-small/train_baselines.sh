@@ -27,7 +27,7 @@ spade_gan() { # a step of the GAN costs several of the U-Net's: it sees fewer sl
 }
 
 shuffled_classifier() { # malignancy's, told nothing
-  classifier shuffled malignancy 1500 --shuffle_labels
+  classifier shuffled malignancy 600 --shuffle_labels
 }
 
 for baseline in ${2:-ldm spade_gan shuffled_classifier}; do "$baseline"; done
