@@ -182,7 +182,6 @@ def test_a_repository_that_cannot_be_made_is_one_sentence(model, publish, hub):
         ("unet/notes.json", b'{"hub_token": "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"}', "an access token or a private key"),
         ("unet/notes.json", b"{", "is no JSON"),
         ("model_index.json", b'{"_class_name": "semantic_map"}', "is a semantic_map, but a pipeline of lsdm_diffusers is needed"),
-        ("model_index.json",),
         ("README.md", CARD.encode() + b"Trained on /mnt/scans/lidc.", "README.md contains the absolute path '/mnt/scans/lidc"),
         ("README.md", CARD.encode() + b"TO FILL IN: whom the patients stand for.", "the unfilled field 'TO FILL IN: whom the patients stand for'"),
         ("README.md", CARD.encode() + b"Of {{ patients }} patients", "the unfilled field '{{ patients }}'"),
