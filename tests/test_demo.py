@@ -20,7 +20,7 @@ from lsdm_diffusers.demo.map_board import read_board, read_upload, stamp  # noqa
 from lsdm_diffusers.demo.packed_array import pack_array, unpack_array  # noqa: E402
 from lsdm_diffusers.demo.request_limits import Uploads  # noqa: E402
 from lsdm_diffusers.demo.slice_viewer import export_slice  # noqa: E402
-from tests.page_server import files_below, page_pipeline, served, small_map, write_map  # noqa: E402
+from tests.page_server import CLIENT, files_below, page_pipeline, served, small_map, write_map  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_equal_uploads_do_not_take_their_file_from_one_another(tmp_path):
 
 
 def test_endpoint_is_documented(page):
-    ((name, endpoint),) = Client(page[0], verbose=False).view_api(return_format="dict")["named_endpoints"].items()
+    ((name, endpoint),) = Client(page[0], **CLIENT).view_api(return_format="dict")["named_endpoints"].items()
     assert name == "/generate"
     names = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
     assert names == ["map_file", "features", "guidance_scale", "sampler", "num_inference_steps", "seed", "num_images"]
@@ -205,7 +205,7 @@ def test_endpoint_is_documented(page):
 
 def test_endpoint_makes_the_slice_of_its_parameters(page, pipe, tmp_path):
     url, folder = page
-    client = Client(url, verbose=False, download_files=tmp_path)
+    client = Client(url, **CLIENT, download_files=tmp_path)
     arguments = {"map_file": handle_file(write_map(tmp_path / "map.png")), "sampler": "DDIM", "num_inference_steps": 3, "guidance_scale": 8}
     files, parameters = client.predict(**arguments, features='{"malignancy": "benign"}', seed=5, num_images=2, api_name="/generate")
     assert [entry["seed"] for entry in parameters] == [5, 6]

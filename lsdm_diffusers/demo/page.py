@@ -39,6 +39,7 @@ CSS = """
 .dark .notice { margin: 0; background: #451a03; border-color: #92400e; color: #fde68a; }
 .dark .notice strong { color: #fde68a; }
 .actions button { min-height: 46px; }
+@media (max-width: 640px) { .page-header h1 { font-size: 20px; } .gradio-container .main { padding: 10px 14px !important; } }
 """
 THEME = gr.themes.Base(
     primary_hue="blue", neutral_hue="slate", radius_size="md", font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"], font_mono=["monospace"]
