@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import yaml
+from diffusers import DiffusionPipeline
 from httpx import HTTPError
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, SpaceCard, SpaceCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -129,9 +130,9 @@ def model_files(args) -> dict[str, dict]:
     if not (folder / "model_index.json").is_file():
         raise SystemExit(f"--pretrained_model_name_or_path is {folder}, but a folder with a model_index.json is needed.")
     index = json.loads((folder / "model_index.json").read_text())
-    pipeline_class = getattr(lsdm_diffusers, str(index["_class_name"]), None)
-    if pipeline_class is None:
-        raise SystemExit(f"{folder} is a {index['_class_name']}, but a pipeline of lsdm_diffusers is needed.")
+    pipeline_class = getattr(lsdm_diffusers, str(index.get("_class_name")), None)
+    if not (isinstance(pipeline_class, type) and issubclass(pipeline_class, DiffusionPipeline)):
+        raise SystemExit(f"{folder} is a {index.get('_class_name')}, but a pipeline of lsdm_diffusers is needed.")
     files = files_below(folder)
     if "README.md" not in files:
         raise SystemExit(f"{folder} has no README.md; the training scripts write one, or fill hub_cards/model_card.md.")
@@ -223,7 +224,7 @@ def main():
     args = parse_args()
     try:
         revisions = {"model": model_files, "dataset": dataset_files, "space": space_files}[args.kind](args)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:  # ImportError: a component of a module that this version has not
         raise SystemExit(f"Refused, nothing was pushed: {error}") from None
     if args.dry_run:
         write(revisions, args.output_dir)
@@ -233,7 +234,7 @@ def main():
         try:
             print(f"published: {push(revisions, args)}")
         except (HfHubHTTPError, HTTPError, ValueError) as error:
-            raise SystemExit(f"{args.repo_id} was not published: {' '.join(str(error).split())}") from None
+            raise SystemExit(f"{args.repo_id} was not published, or not wholly: {' '.join(str(error).split())}") from None
 
 
 if __name__ == "__main__":

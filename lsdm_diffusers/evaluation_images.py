@@ -90,7 +90,7 @@ def make_missing(accelerator: Accelerator, wanted: dict[Path, object], make: Cal
     todo = [item for item in wanted.items() if not item[0].exists()]
     with accelerator.split_between_processes(todo) as own:
         starts: Iterable[int] = range(0, len(own), batch_size)
-        for start in tqdm(starts, desc=description, disable=not accelerator.is_local_main_process or not own):
+        for start in tqdm(starts, desc=description, leave=False, disable=not accelerator.is_local_main_process or not own):
             files, told = zip(*own[start : start + batch_size], strict=True)
             with accelerator.autocast():
                 made = make(list(told))

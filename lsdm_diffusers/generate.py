@@ -51,6 +51,7 @@ def preview(semantic_map: np.ndarray, hu: np.ndarray, title: str):
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
+    from .ct_export import WINDOWS
     from .semantic_map import LABEL_NAMES, PALETTE
 
     figure = Figure(figsize=(15, 5.6), layout="constrained")
@@ -60,7 +61,7 @@ def preview(semantic_map: np.ndarray, hu: np.ndarray, title: str):
     present = np.unique(semantic_map)
     handles = [Patch(facecolor=PALETTE[label] / 255, edgecolor="grey", label=f"{label} {LABEL_NAMES[label]}") for label in present]
     axes[0].legend(handles=handles, loc="upper left", fontsize=7, framealpha=0.8)
-    for axis, name, level, width in ((axes[1], "lung window", -600, 1500), (axes[2], "soft-tissue window", 40, 400)):
+    for axis, name, (level, width) in ((axes[1], "lung window", WINDOWS["lung"]), (axes[2], "soft-tissue window", WINDOWS["mediastinal"])):
         axis.imshow(hu, cmap="gray", vmin=level - width / 2, vmax=level + width / 2)
         axis.set_title(f"{name} (level {level} HU, width {width} HU)")
     for axis in axes:

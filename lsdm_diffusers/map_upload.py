@@ -17,6 +17,7 @@ from scipy.ndimage import distance_transform_edt
 from .semantic_map import NUM_LABELS, PALETTE, SemanticLabel, semantic_map_from_hu
 
 MIN_EDGE, MAX_EDGE, MULTIPLE = 128, 1024, 32  # pixels
+HEADER_BYTES = 2**20  # what a file may hold beside its pixels: reading millions of tiny entries of a header takes minutes
 DEFAULT_PIXEL_SPACING = 0.7  # mm, of a chest CT of usual size
 PNG, NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 WANTED = "a semantic map as PNG (labels 0 to 7, or the colours of the legend), or a CT slice as DICOM, 16-bit PNG (HU + 1024) or .npy in HU"
@@ -36,32 +37,31 @@ def labels_from_colours(rgb: np.ndarray) -> np.ndarray:
     """Labels (H, W) of a drawing (H, W, 3) in the colours of `PALETTE`.
 
     A pixel of another colour, as on the antialiased edge of a brush, takes the nearest of the colours that touch it: the nearest of all
-    eight would put a third label between two, as lung blended with soft tissue comes near to the colour of a malignant nodule.
+    eight would often put a third label between two, as high density blended with soft tissue has nearly the colour of the body.
 
     Raises:
         ValueError: if more than three tenths of what is drawn has other colours.
     """
-    squares = [((rgb.astype(np.int32) - colour) ** 2).sum(axis=2) for colour in PALETTE.astype(np.int32)]
-    labels = np.argmin(squares, axis=0).astype(np.uint8)
-    clear = np.min(squares, axis=0) <= 3 * 8**2  # off by 8 of 255 in each channel, as after a conversion
+    colours, place = np.unique(rgb.astype(np.uint32) @ np.uint32([65536, 256, 1]), return_inverse=True)
+    channels = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.int32)
+    squares = ((channels[:, None] - PALETTE.astype(np.int32)) ** 2).sum(axis=2)  # distance of each colour to each of the legend
+    labels = np.argmin(squares, axis=1).astype(np.uint8)[place].reshape(rgb.shape[:2])
+    clear = (np.min(squares, axis=1) <= 3 * 8**2)[place].reshape(labels.shape)  # off by 8 of 255 in each channel, as after a conversion
     drawn = ~(clear & (labels == SemanticLabel.BACKGROUND))
     if (~clear).sum() > 0.3 * drawn.sum():
-        raise ValueError(f"This is a colour picture and no semantic map: {_percent(clear)} of it has colours of the legend; needed is {WANTED}.")
+        raise ValueError(f"This is a colour picture and no semantic map: {clear.mean():.0%} of it has colours of the legend; needed is {WANTED}.")
     if clear.all():
         return labels
-    nearest = np.full(labels.shape, np.iinfo(np.int32).max)
     row, column = distance_transform_edt(~clear, return_distances=False, return_indices=True)
     result = labels[row, column]
-    for label in np.unique(labels[clear]):
-        touched = cv2.dilate((clear & (labels == label)).astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
-        nearer = touched & ~clear & (squares[label] < nearest)
-        nearest[nearer] = squares[label][nearer]
-        result[nearer] = label
+    unclear = np.nonzero(~clear)
+    candidates = squares[place.reshape(labels.shape)[unclear]]
+    for label in range(NUM_LABELS):
+        touched = cv2.dilate((clear & (labels == label)).astype(np.uint8), np.ones((3, 3), np.uint8))
+        candidates[touched[unclear] == 0, label] = np.iinfo(np.int32).max
+    touching = candidates.min(axis=1) < np.iinfo(np.int32).max  # the others, inside a broad edge, keep that of the nearest clear pixel
+    result[tuple(index[touching] for index in unclear)] = candidates[touching].argmin(axis=1)
     return result
-
-
-def _percent(mask: np.ndarray) -> str:
-    return f"{100 * mask.mean():.0f} %"
 
 
 def _check_pixels(height: int, width: int, max_pixels: int) -> None:
@@ -79,48 +79,65 @@ def _check_hu(values: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(values, -1024, 32767)).astype(np.int16)
 
 
-def _read_png(path: Path, max_pixels: int) -> tuple[Literal["map", "ct"], np.ndarray]:
-    """Labels, or HU of a 16-bit slice."""
+def _check_size(path: Path, pixel_bytes: int) -> None:
+    size = path.stat().st_size
+    if size > pixel_bytes + HEADER_BYTES:
+        raise ValueError(f"The file has {size / 1e6:.1f} MB, much more than the pixels of one slice need.")
+
+
+def _read_png(path: Path, max_pixels: int) -> tuple[Literal["map", "ct"], np.ndarray, float | None]:
+    """Labels, or HU of a 16-bit slice; and the edge of a pixel in mm where the text "pixel_spacing_mm" tells it, as in the example maps."""
     with open(path, "rb") as file:
         head = file.read(26)
     if len(head) < 26 or head[12:16] != b"IHDR":
         raise ValueError("The PNG file is damaged or cut off.")
     width, height, bit_depth = struct.unpack(">IIB", head[16:25])
     _check_pixels(height, width, max_pixels)
+    _check_size(path, 8 * height * width)
     try:
         with PIL.Image.open(path, formats=["PNG"]) as image:
             image.load()
     except Exception as error:  # a broken file can raise nearly anything inside the decoder
         raise ValueError("The PNG file is damaged or cut off.") from error
 
+    spacing = _told_spacing(image)
     if image.mode == "P":
         labels = np.asarray(image)
-        rgb = np.asarray(image.convert("RGB"))
-        if labels.max() >= NUM_LABELS or (np.abs(rgb.astype(int) - PALETTE[labels]).max() > 0 and _in_palette(rgb)):
-            return "map", labels_from_colours(rgb)  # the indices of a paint program follow no order
-        return "map", labels
-    if image.mode in ("RGBA", "LA", "PA"):
+        used = {colour for _, colour in image.convert("RGB").getcolors(256)}
+        in_legend = used <= set(map(tuple, PALETTE.tolist())) and len(used) == len(np.unique(labels))
+        if labels.max() >= NUM_LABELS or in_legend:  # the indices of a paint program follow no order
+            return "map", labels_from_colours(np.asarray(image.convert("RGB"))), spacing
+        return "map", labels, spacing
+    if image.mode in ("RGBA", "LA"):  # what is transparent is background
         black = PIL.Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = PIL.Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
     if image.mode == "RGB":
         pixels = np.asarray(image)
         if (pixels != pixels[..., :1]).any():
-            return "map", labels_from_colours(pixels)
+            return "map", labels_from_colours(pixels), spacing
         pixels = pixels[..., 0]
     else:
         pixels = np.asarray(image).astype(np.int32)
         if bit_depth in (2, 4):
             pixels //= 255 // (2**bit_depth - 1)  # Pillow spreads few bits over 0..255
     if pixels.max() < NUM_LABELS:
-        return "map", pixels.astype(np.uint8)
+        return "map", pixels.astype(np.uint8), spacing
     if bit_depth == 16 and image.mode != "RGB":
-        return "ct", _check_hu(pixels.astype(np.float32) - 1024)
+        return "ct", _check_hu(pixels.astype(np.float32) - 1024), spacing
     raise ValueError(f"This is a grey picture with values up to {pixels.max()}, which are neither labels nor HU; needed is {WANTED}.")
 
 
-def _in_palette(rgb: np.ndarray) -> bool:
-    """Whether every pixel has exactly one of the legend's colours."""
-    return bool((rgb[:, :, None] == PALETTE).all(axis=3).any(axis=2).all())
+def _told_spacing(image: PIL.Image.Image) -> float | None:
+    told = image.info.get("pixel_spacing_mm")
+    if told is None:
+        return None
+    try:
+        spacing = float(told)
+    except (TypeError, ValueError):
+        spacing = 0.0
+    if not 0.1 <= spacing <= 5:
+        raise ValueError("The PNG tells a pixel spacing that is none; 0.1 to 5 mm are possible.")
+    return spacing
 
 
 def _read_npy(path: Path, max_pixels: int) -> tuple[Literal["map", "ct"], np.ndarray]:
@@ -142,6 +159,7 @@ def _read_npy(path: Path, max_pixels: int) -> tuple[Literal["map", "ct"], np.nda
 def _read_dicom(path: Path, max_pixels: int) -> tuple[np.ndarray, float]:
     from .ct_dicom import DicomError, read_slice
 
+    _check_size(path, 4 * MAX_EDGE**2)
     try:
         ct = read_slice(str(path), max_pixels=max_pixels)
     except DicomError as error:
@@ -165,7 +183,8 @@ def read_map_upload(path, max_bytes: float = 20e6, max_pixels: int = 2048 * 2048
         path: of the file.
         max_bytes: larger files are refused unread.
         max_pixels: larger images are refused undecoded.
-        pixel_spacing: edge of a pixel in mm, 0.1..5, of a file that does not say it; all but DICOM. Without it, 0.7.
+        pixel_spacing: edge of a pixel in mm, 0.1..5, of a file that does not say it (all but DICOM, and PNG with a text
+            "pixel_spacing_mm"). Without it, 0.7.
 
     Raises:
         ValueError: with one plain sentence, for a file that gives no map.
@@ -184,20 +203,21 @@ def read_map_upload(path, max_bytes: float = 20e6, max_pixels: int = 2048 * 2048
     except OSError as error:
         raise ValueError("The uploaded file cannot be read.") from error
 
-    told, hu = [], None
-    spacing = pixel_spacing or DEFAULT_PIXEL_SPACING
+    spacing = None
     if head.startswith(PNG):
-        kind, pixels = _read_png(path, max_pixels)
+        kind, pixels, spacing = _read_png(path, max_pixels)
     elif head.startswith(NPY):
         kind, pixels = _read_npy(path, max_pixels)
     elif head[128:] == b"DICM":
-        kind = "ct"
-        pixels, spacing = _read_dicom(path, max_pixels)
+        kind, (pixels, spacing) = "ct", _read_dicom(path, max_pixels)
     elif not head:
         raise ValueError("The file is empty.")
     else:
         raise ValueError(f"The file is neither PNG, DICOM nor .npy; needed is {WANTED}.")
 
+    told, hu = [], None
+    assumed = spacing is None and pixel_spacing is None
+    spacing = spacing or pixel_spacing or DEFAULT_PIXEL_SPACING
     if kind == "ct":
         hu, labels = pixels, semantic_map_from_hu(pixels, spacing)
         told.append(f"CT slice of {labels.shape[1]}x{labels.shape[0]} pixels; its map was made from the HU.")
@@ -208,7 +228,7 @@ def read_map_upload(path, max_bytes: float = 20e6, max_pixels: int = 2048 * 2048
             raise ValueError("The map holds background only, but a body with lungs is needed.")
     if not (labels == SemanticLabel.LUNG).any():
         told.append("No lung was found in it.")
-    if head[128:] != b"DICM" and pixel_spacing is None:
+    if assumed:
         told.append(f"The file does not say how large a pixel is: {spacing:g} mm is assumed.")
     missing = [-size % MULTIPLE for size in labels.shape]
     if any(missing):

@@ -108,10 +108,9 @@ def stamp_nodule(
         raise ValueError(f"`centre_yx` is ({y:g}, {x:g}), outside the map of {height}x{width} pixels.")
 
     generator = np.random.default_rng(seed)
-    margin = int(np.ceil(3 * diameter_mm / pixel_spacing)) + 4  # room for every outline; what leaves the frame is noticed there
-    rows, columns = np.mgrid[: height + 2 * margin, : width + 2 * margin]
-    centre = np.array([y + margin, x + margin])
-    angle = np.arctan2(rows - centre[0], columns - centre[1])
+    reach = int(np.ceil(1.25 * diameter_mm / pixel_spacing)) + 4  # a square that holds every outline; it may leave the frame
+    rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1] + np.array([round(y), round(x)])[:, None, None]
+    angle = np.arctan2(rows - y, columns - x)
     if shape == "lobulated":
         radius = _lobes(angle, generator)
     elif shape == "spiculated":
@@ -120,17 +119,19 @@ def stamp_nodule(
         radius = _harmonics(angle, {2: 0.08, 3: 0.03}, generator)
     # the pixels nearest to the centre, counted in radii of the outline, as many as the disc has
     area = max(1, round(np.pi * (diameter_mm / pixel_spacing / 2) ** 2))
-    order = np.argsort((np.hypot(rows - centre[0], columns - centre[1]) / radius).ravel(), kind="stable")
+    order = np.argsort((np.hypot(rows - y, columns - x) / radius).ravel(), kind="stable")
     core = np.zeros(rows.shape, dtype=bool)
     core.flat[order[:area]] = True
-    nodule = core | _spicules(core, centre, generator) if shape == "spiculated" else core
+    nodule = core | _spicules(core, np.array([y - rows[0, 0], x - columns[0, 0]]), generator) if shape == "spiculated" else core
 
-    inside = np.s_[margin : margin + height, margin : margin + width]
-    if nodule[inside].sum() < nodule.sum():
+    if not ((rows >= 0) & (rows < height) & (columns >= 0) & (columns < width))[nodule].all():
         raise ValueError(f"`centre_yx` is ({y:g}, {x:g}), too near to the edge of the map for a nodule of {diameter_mm:g} mm.")
-    core, nodule = core[inside], nodule[inside]
+    core = rows[core], columns[core]
+    nodule = rows[nodule], columns[nodule]
     here = LABEL_NAMES[labels[round(y), round(x)]]
-    around = cv2.dilate(nodule.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+    painted = np.zeros(labels.shape, np.uint8)
+    painted[nodule] = 1
+    around = cv2.dilate(painted, np.ones((3, 3), np.uint8)).astype(bool)
     for index, other in enumerate(find_nodules(labels), start=1):
         if around[other.mask(labels.shape)].any():
             where = f"({other.centroid_yx[0]:.0f}, {other.centroid_yx[1]:.0f})"

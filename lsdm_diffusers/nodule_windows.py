@@ -24,6 +24,12 @@ def rated(row: dict, nodule) -> dict:
     return min(row["nodules"], key=lambda entry: np.hypot(*np.subtract(entry["centroid_yx"], nodule.centroid_yx)))
 
 
+def rated_features(row: dict, features: list[str]) -> list[dict[str, float]]:
+    """The entry of `nodule_features` for a row's map: every nodule's true ratings of some features, where it has them."""
+    entries = [rated(row, nodule) for nodule in find_nodules(np.asarray(row["semantic_map"]))]
+    return [{feature: entry[feature] for feature in features if entry[feature]} for entry in entries]
+
+
 @dataclass
 class NoduleWindow:
     """A nodule, its surroundings and its ratings.

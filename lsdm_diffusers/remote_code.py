@@ -82,16 +82,16 @@ def remote_code_files(model_index: dict, pipeline_class: type) -> dict[str, byte
         model_index: content of the pipeline's `model_index.json`.
         pipeline_class: the class it names.
     """
-    files = {}
-
-    def place(module: str, folder: str) -> str:
-        name = module.rsplit(".", 1)[-1]
-        files[f"{folder}{name}.py"] = self_contained_source(module).encode()
-        return name
-
-    index = {**model_index, "_class_name": [place(pipeline_class.__module__, ""), pipeline_class.__name__]}
-    for component, value in model_index.items():
-        if isinstance(value, list) and str(value[0]).split(".")[0] == PACKAGE:
-            index[component] = [place(value[0], f"{component}/"), value[1]]
+    own = {name: value for name, value in model_index.items() if isinstance(value, list) and str(value[0]).split(".")[0] == PACKAGE}
+    pipeline_file = pipeline_class.__module__.rsplit(".", 1)[-1]
+    source = self_contained_source(pipeline_class.__module__)
+    source += "\n\n# a component's class is that of its own file, another object than the one of the same name above: diffusers would warn\n"
+    source += f"{pipeline_class.__name__}.__init__.__annotations__.update(dict.fromkeys({list(own)}, ModelMixin))\n"
+    files = {f"{pipeline_file}.py": source.encode()}
+    index = {**model_index, "_class_name": [pipeline_file, pipeline_class.__name__]}
+    for component, (module, class_name) in own.items():
+        file = module.rsplit(".", 1)[-1]
+        files[f"{component}/{file}.py"] = self_contained_source(module).encode()
+        index[component] = [file, class_name]
     files["model_index.json"] = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
     return files

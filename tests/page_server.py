@@ -13,7 +13,9 @@ from lsdm_diffusers.semantic_map import semantic_map_image
 from tests.conftest import tiny_pipeline, tiny_unet
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+CLIENT = {"verbose": False, "httpx_kwargs": {"timeout": 120}}  # of `gradio_client.Client`; the machine may be busy
 
 
 def page_pipeline():

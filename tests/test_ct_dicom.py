@@ -47,6 +47,22 @@ def test_rescale_slope_and_padding(tmp_path):
     np.testing.assert_array_equal(read_slice(str(file)).hu, expected)
 
 
+def jpeg_2000(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "jpeg2000", irreversible=False)
+    return encapsulate([stream.getvalue()])
+
+
+def test_a_compressed_slice_is_read_if_it_is_as_large_as_the_header_says(tmp_path):
+    hu = thorax_hu()[::8, ::8]
+    stored = (hu.astype(int) + 1024).astype(np.uint16)
+    file = write_slice(tmp_path / "a.dcm", hu, syntax=JPEG2000Lossless, stored=jpeg_2000(stored))
+    np.testing.assert_array_equal(read_slice(str(file)).hu, hu)
+    file = write_slice(tmp_path / "b.dcm", hu, syntax=JPEG2000Lossless, stored=jpeg_2000(np.zeros((3000, 2000), np.uint16)))
+    with pytest.raises(DicomError, match=r"shape \(3000, 2000\) instead of \(64, 64\)"):
+        read_slice(str(file))
+
+
 SMALL = thorax_hu()[::8, ::8]
 BROKEN = {
     "modality 'MR' instead of CT": {"Modality": "MR"},

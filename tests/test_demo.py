@@ -20,7 +20,7 @@ from lsdm_diffusers.demo.map_board import read_board, read_upload, stamp  # noqa
 from lsdm_diffusers.demo.packed_array import pack_array, unpack_array  # noqa: E402
 from lsdm_diffusers.demo.request_limits import Uploads  # noqa: E402
 from lsdm_diffusers.demo.slice_viewer import export_slice  # noqa: E402
-from tests.page_server import files_below, page_pipeline, served, small_map, write_map  # noqa: E402
+from tests.page_server import CLIENT, files_below, page_pipeline, served, small_map, write_map  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -186,12 +186,18 @@ def test_equal_uploads_do_not_take_their_file_from_one_another(tmp_path):
     uploads.update([str(path)])
     uploads.done(str(path))
     assert path.exists()
+    with uploads.running():  # perhaps of the same file
+        uploads.done(str(path))
+        assert path.exists()
+        uploads.update([str(path)])
+    assert path.exists()
     uploads.done(str(path))
     assert not path.parent.exists() and not uploads
 
 
 def test_endpoint_is_documented(page):
-    (endpoint,) = Client(page[0], verbose=False).view_api(return_format="dict")["named_endpoints"].values()
+    ((name, endpoint),) = Client(page[0], **CLIENT).view_api(return_format="dict")["named_endpoints"].items()
+    assert name == "/generate"
     names = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
     assert names == ["map_file", "features", "guidance_scale", "sampler", "num_inference_steps", "seed", "num_images"]
     assert all(name in endpoint["description"] for name in names)
@@ -199,7 +205,7 @@ def test_endpoint_is_documented(page):
 
 def test_endpoint_makes_the_slice_of_its_parameters(page, pipe, tmp_path):
     url, folder = page
-    client = Client(url, verbose=False, download_files=tmp_path)
+    client = Client(url, **CLIENT, download_files=tmp_path)
     arguments = {"map_file": handle_file(write_map(tmp_path / "map.png")), "sampler": "DDIM", "num_inference_steps": 3, "guidance_scale": 8}
     files, parameters = client.predict(**arguments, features='{"malignancy": "benign"}', seed=5, num_images=2, api_name="/generate")
     assert [entry["seed"] for entry in parameters] == [5, 6]
@@ -208,6 +214,11 @@ def test_endpoint_makes_the_slice_of_its_parameters(page, pipe, tmp_path):
     for hu, job in zip(arrays, jobs(features={"malignancy": "benign"}, seed=5, num_images=2), strict=True):
         assert (hu == generation.sample(pipe, job)).all()
     assert not [path for path in files_below(folder) if path.name == "map.png"]  # the upload went with the request
-    for wrong, sentence in (({"features": "{"}, "no JSON"), ({"features": '{"size": 3}'}, "size"), ({"seed": -2}, "seed"), ({"map_file": None}, "missing")):
+    for wrong, sentence in (
+        ({"features": "{"}, "no JSON"),
+        ({"features": '{"size": 3}'}, "size"),
+        ({"seed": -2}, "seed"),
+        ({"map_file": None}, "missing"),
+    ):
         with pytest.raises(AppError, match=sentence):
             client.predict(**{**arguments, **wrong}, api_name="/generate")

@@ -21,7 +21,7 @@ from gradio_client.exceptions import AppError  # noqa: E402
 from lsdm_diffusers.demo import generation  # noqa: E402
 from lsdm_diffusers.demo.map_board import MAX_UPLOAD  # noqa: E402
 from lsdm_diffusers.demo.packed_array import pack_array  # noqa: E402
-from tests.page_server import files_below, page_pipeline, served, small_map, write_map  # noqa: E402
+from tests.page_server import CLIENT, files_below, page_pipeline, served, small_map, write_map  # noqa: E402
 
 CLIENTS, REQUESTS = 20, 200
 
@@ -51,14 +51,15 @@ def arguments(tmp_path, **changes):
 def server_call(page, function, data):
     """What the browser does to call a function of the board or the viewer."""
     url, blocks, *_ = page
-    (component,) = (block for block in blocks.blocks.values() if hasattr(block, "server_fns") and function in [f.__name__ for f in block.server_fns])
-    body = {"data": data, "component_id": component._id, "fn_name": function, "session_hash": "test"}
+    components = [block for block in blocks.blocks.values() if getattr(block, "server_fns", None)]
+    named = [component for component in components if function in [known.__name__ for known in component.server_fns]]
+    body = {"data": data, "component_id": (named or components)[0]._id, "fn_name": function, "session_hash": "test"}
     return httpx.post(f"{url}/gradio_api/component_server", json=body, timeout=60)
 
 
 def test_many_clients_at_once_each_get_their_own_slice(page, tmp_path):
     url, _, pipe, folder = page
-    clients = [Client(url, verbose=False, download_files=str(tmp_path / str(seed))) for seed in range(CLIENTS)]
+    clients = [Client(url, **CLIENT, download_files=str(tmp_path / str(seed))) for seed in range(CLIENTS)]
     call = arguments(tmp_path)
     start = threading.Barrier(CLIENTS)
 
@@ -75,7 +76,7 @@ def test_many_clients_at_once_each_get_their_own_slice(page, tmp_path):
 
 
 def test_memory_stays_flat(page, tmp_path):
-    client = Client(page[0], verbose=False, download_files=False)
+    client = Client(page[0], **CLIENT, download_files=False)
     call = arguments(tmp_path)
     process, memory = psutil.Process(), []
     for request in range(REQUESTS):
@@ -115,7 +116,7 @@ def bad_files(tmp_path):
 def test_bad_uploads_get_a_sentence_and_leave_no_file(page, tmp_path):
     import base64
 
-    client = Client(page[0], verbose=False)
+    client = Client(page[0], **CLIENT)
     before = files_below(page[3])
     for name, content in bad_files(tmp_path).items():
         if name == "more-than-it-says.png":
@@ -169,22 +170,15 @@ def test_nothing_outside_the_served_folder_can_be_read(page, tmp_path):
             for route in ("gradio_api/file=", "gradio_api/file/", "file=", "static/", "assets/", "gradio_api/stream/"):
                 answer = httpx.get(f"{url}/{route}{place}", timeout=60)
                 assert "the secret" not in answer.text and "root:" not in answer.text, f"{route}{place}"
-        client = Client(url, verbose=False, download_files=False)
+        client = Client(url, **CLIENT, download_files=False)
         for path in ("/etc/passwd", str(secret)):
             with pytest.raises(Exception, match="") as error:
                 client.predict(**arguments(tmp_path, map_file={"path": path, "meta": {"_type": "gradio.FileData"}}))
             assert "the secret" not in str(error.value) and "root:" not in str(error.value)
         for function in ("__init__", "launch", "postprocess", "stamp.__globals__"):
-            answer = server_call_by_name(page, function)
-            assert answer.status_code >= 400
+            assert server_call(page, function, {}).status_code >= 400
     finally:
         secret.unlink()
-
-
-def server_call_by_name(page, function):
-    url, blocks, *_ = page
-    component = next(block for block in blocks.blocks.values() if getattr(block, "server_fns", None))
-    return httpx.post(f"{url}/gradio_api/component_server", json={"data": {}, "component_id": component._id, "fn_name": function, "session_hash": "x"})
 
 
 def test_functions_of_the_page_answer_nonsense_with_a_sentence(page):

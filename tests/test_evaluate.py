@@ -38,6 +38,7 @@ def test_tables_of_models_and_arms(tmp_path, train, dataset, models):
     assert [image.stat().st_mtime_ns for image in images] == times  # what is there is not made again
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     assert report["results"].keys() == {"real slices", "lsdm", "lsdm + malignancy", "plain"} and report["feature_extractor"] == "efficientnet"
+    assert report["dataset"] == dataset.name and report["split"] == "validation"
     assert report["results"]["lsdm"]["fid"]["deviation"] > 0  # over seeds
     assert report["results"]["lsdm"]["nodule_fid"] != report["results"]["lsdm + malignancy"]["nodule_fid"]
     table = (tmp_path / "out" / "results.md").read_text()

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from scipy.stats import norm
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from sklearn.metrics import roc_auc_score
 
 metrics = pytest.importorskip("lsdm_diffusers.metrics", reason="torchmetrics (the extra eval) is not installed")
 
@@ -134,3 +136,26 @@ def test_wrong_input_is_named():
         metrics.frechet_distance(torch.zeros(1, 3), torch.zeros(4, 3))
     with pytest.raises(ValueError, match="`patients` has 2 entries and `values` 3"):
         metrics.patient_bootstrap(np.zeros(3), np.zeros(2))
+
+
+def test_auc_is_that_of_scikit_learn_and_its_difference_pairs_the_nodules():
+    generator = np.random.default_rng(0)
+    positive, patients = generator.random(60) < 0.4, generator.integers(20, size=60)
+    scores = np.round(generator.normal(positive, 1, size=(3, 60)), 1)  # with ties
+    area = metrics.auc_bootstrap(scores, positive, patients)
+    assert area["mean"] == pytest.approx(np.mean([roc_auc_score(positive, some) for some in scores]))
+    assert area["interval"][0] < area["mean"] < area["interval"][1]
+    assert metrics.auc_bootstrap(scores, positive, patients, less=scores) == {"mean": 0.0, "interval": [0.0, 0.0]}
+    with pytest.raises(ValueError, match="of both classes are needed"):
+        metrics.auc_bootstrap(scores, positive | True, patients)
+
+
+def test_auc_interval_covers_the_true_area():
+    generator, covered = np.random.default_rng(1), 0
+    for seed in range(100):
+        patients = np.repeat(np.arange(40), 2)
+        positive = np.repeat(generator.random(40) < 0.5, 2)
+        scores = generator.normal(positive, 1) + 0.5 * np.repeat(generator.normal(size=40), 2)  # nodules of one patient are alike
+        low, high = metrics.auc_bootstrap(scores, positive, patients, repetitions=400, seed=seed)["interval"]
+        covered += low <= norm.cdf(1 / np.sqrt(2 * 1.25)) <= high
+    assert 88 <= covered

@@ -130,7 +130,7 @@ def test_the_pushed_model_gives_the_same_image_with_and_without_the_package(mode
     elsewhere = {"cwd": tmp_path, "env": {**os.environ, **environment}, "capture_output": True, "text": True}
     for name, script, isolated in (("with", WITH_PACKAGE, ()), ("without", WITHOUT_PACKAGE, ("-I",))):
         run = subprocess.run([sys.executable, *isolated, "-c", script, "map.npy", f"{name}.npy"], **elsewhere)
-        assert run.returncode == 0, run.stderr[-3000:]
+        assert run.returncode == 0 and "Expected types" not in run.stderr, run.stderr[-3000:]
     image = sample(tiny_pipeline(), semantic_map, FEATURES)
     assert (np.load(tmp_path / "with.npy") == image).all() and (np.load(tmp_path / "without.npy") == image).all()
     assert not (image == sample(tiny_pipeline(), semantic_map)).all()  # it was guided
@@ -159,7 +159,7 @@ def test_what_an_earlier_push_left_there_goes(model, publish, hub):
 def test_a_repository_that_cannot_be_made_is_one_sentence(model, publish, hub):
     _, hub = hub
     hub.post = lambda path, body: (403, {"error": "You don't have the rights to create a model under the namespace user"})
-    with pytest.raises(SystemExit, match="user/lsdm was not published: .*You don't have the rights"):
+    with pytest.raises(SystemExit, match="user/lsdm was not published, or not wholly: .*You don't have the rights"):
         publish(*model_command(model, "--hub_token", "hf_test"))
 
 
@@ -181,6 +181,7 @@ def test_a_repository_that_cannot_be_made_is_one_sentence(model, publish, hub):
         ("unet/notes.json", rb'{"path": "C:\\Users\\somebody"}', "contains the absolute path"),
         ("unet/notes.json", b'{"hub_token": "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"}', "an access token or a private key"),
         ("unet/notes.json", b"{", "is no JSON"),
+        ("model_index.json", b'{"_class_name": "semantic_map"}', "is a semantic_map, but a pipeline of lsdm_diffusers is needed"),
         ("README.md", CARD.encode() + b"Trained on /mnt/scans/lidc.", "README.md contains the absolute path '/mnt/scans/lidc"),
         ("README.md", CARD.encode() + b"TO FILL IN: whom the patients stand for.", "the unfilled field 'TO FILL IN: whom the patients stand for'"),
         ("README.md", CARD.encode() + b"Of {{ patients }} patients", "the unfilled field '{{ patients }}'"),
@@ -225,6 +226,13 @@ def test_an_incomplete_pipeline_is_refused(model, publish, no_hub, present, miss
     shutil.rmtree(model / missing) if (model / missing).is_dir() else (model / missing).unlink()
     assert (model / present).exists()
     with pytest.raises(SystemExit, match=missing):
+        publish(*model_command(model))
+
+
+def test_a_component_of_a_module_that_is_not_there_is_refused(model, publish, no_hub):
+    index = (model / "model_index.json").read_text()
+    (model / "model_index.json").write_text(index.replace("lsdm_diffusers.models.unet_spade", "lsdm_diffusers.models.unet_of_tomorrow"))
+    with pytest.raises(SystemExit, match="Refused, nothing was pushed: No module named 'lsdm_diffusers.models.unet_of_tomorrow'"):
         publish(*model_command(model))
 
 

@@ -29,7 +29,7 @@ from lsdm_diffusers.guidance import crop_box
 from lsdm_diffusers.map_obedience import label_dice, nodule_obedience
 from lsdm_diffusers.metrics import EXTRACTORS, feature_extractor, features_of, frechet_distance, kernel_distance, paired_metrics
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
-from lsdm_diffusers.nodule_windows import rated
+from lsdm_diffusers.nodule_windows import rated_features
 from lsdm_diffusers.publishing import evaluation_results
 from lsdm_diffusers.semantic_map import PALETTE, find_nodules, scaled_hu
 from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind
@@ -62,12 +62,11 @@ def parse_args():
     return parser.parse_args()
 
 
-def features_asked(row, nodules, arm, pipe):
+def features_asked(row, arm, pipe):
     """`nodule_features` of an arm: for each nodule of the map its true ratings, of the features that the arm guides."""
     if arm == "none":
         return None
-    guided = [f for f in NODULE_FEATURES if arm in (f, "all") and getattr(pipe, f"{f}_classifier", None) is not None]
-    return [[{f: rated(row, nodule)[f] for f in guided if rated(row, nodule)[f]} for nodule in nodules]]
+    return [rated_features(row, [f for f in NODULE_FEATURES if arm in (f, "all") and getattr(pipe, f"{f}_classifier", None) is not None])]
 
 
 def arms_of(pipe, args):
@@ -125,7 +124,7 @@ def generate_all(args, accelerator, rows):
 
             def make(told, pipe=pipe, arm=arm):
                 (i, seed), labels = told[0], np.asarray(rows[told[0][0]]["semantic_map"])
-                features = features_asked(rows[i], find_nodules(labels), arm, pipe)
+                features = features_asked(rows[i], arm, pipe)
                 wanted = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale, "nodule_features": features}
                 return sample_hu(pipe, [labels], [1000 * seed + i], **wanted)
 

@@ -28,7 +28,7 @@ from lsdm_diffusers.ct_dataset import part_file, write_atomically
 from lsdm_diffusers.evaluation_images import image_folder, open_pipeline
 from lsdm_diffusers.guidance import CROP
 from lsdm_diffusers.metrics import auc_bootstrap
-from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
+from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES, STEP_WIDTH
 from lsdm_diffusers.nodule_windows import nodule_windows, sample_windows
 from lsdm_diffusers.semantic_map import PALETTE, scaled_hu
 from lsdm_diffusers.training_data import add_data_arguments, open_splits
@@ -58,7 +58,7 @@ def parse_args():
     data.add_argument("--split", default="validation", help="split of the real nodules that the classifiers are tested on")
     data.add_argument("--fractions", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0], help="of the real training nodules, by whole patients")
     classifier = parser.add_argument_group("classifier")
-    classifier.add_argument("--max_train_steps", type=int, default=400, help="steps of each training")
+    classifier.add_argument("--max_train_steps", type=int, default=600, help="steps of each training")
     classifier.add_argument("--train_batch_size", type=int, default=32)
     classifier.add_argument("--learning_rate", type=float, default=1e-3)
     classifier.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of subsets, initial weights and batches")
@@ -67,9 +67,20 @@ def parse_args():
     return parser.parse_args()
 
 
+class DensitySteps(nn.Module):
+    """Adds channels with smooth steps at some HU: batch norms forget how dense a thing is."""
+
+    def __init__(self, thresholds=(-700.0, -400.0, -100.0, 100.0, 300.0)):
+        super().__init__()
+        self.register_buffer("steps_at", scaled_hu(torch.tensor(thresholds))[None, :, None, None])
+
+    def forward(self, crops):
+        return torch.cat([crops, torch.tanh((crops - self.steps_at) / STEP_WIDTH)], dim=1)
+
+
 def crop_network():
-    """Four strided convolutions with batch norms, pooling, a linear layer: crops (B, 1, 64, 64) in [-1, 1] to logits (B, 1)."""
-    layers, channels = [], 1
+    """Density steps, four strided convolutions with batch norms, pooling, a linear layer: crops (B, 1, 64, 64) in [-1, 1] to logits (B, 1)."""
+    layers, channels = [DensitySteps()], 6
     for width, kernel in ((16, 5), (32, 3), (64, 3), (128, 3)):
         layers += [nn.Conv2d(channels, width, kernel, stride=2, padding=kernel // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         channels = width

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-import threading
+import uuid
 
 import gradio as gr
 
@@ -22,7 +22,7 @@ Returns the files of each slice (PNG in the lung window, .npy in HU) and the par
 
 
 def add_generate_endpoint(pipeline, sample_all, multiple: int, uploads) -> None:
-    """Add the endpoint to the `gr.Blocks` being built; `sample_all(jobs, with_unguided, stop)` samples, `uploads` counts files."""
+    """Add the endpoint to the `gr.Blocks` being built; `sample_all(jobs, with_unguided, session)` samples, `uploads` counts files."""
 
     def generate(
         map_file: str,
@@ -57,7 +57,7 @@ def add_generate_endpoint(pipeline, sample_all, multiple: int, uploads) -> None:
             )
             files, made = [], []
             with tempfile.TemporaryDirectory() as folder:
-                for kind, *news in sample_all(jobs, False, threading.Event()):
+                for kind, *news in sample_all(jobs, False, uuid.uuid4().hex):
                     if kind == "slice":
                         job, hu, _ = news
                         paths = export_ct(hu, folder, f"seed-{job.seed}", ("png", "npy"), job.pixel_spacing)

@@ -78,7 +78,7 @@ def read_upload(request: dict) -> dict:
 
 
 def read_board(value) -> tuple[np.ndarray, float, list[dict]]:
-    """The map (H, W), the edge of a pixel in mm, and a dict of features for each nodule, from the value of a `MapBoard`.
+    """The map (H, W), the edge of a pixel in mm, and a dict of features for each nodule, from the value of a `map_board`.
 
     Raises:
         ValueError: if it is none.
@@ -105,29 +105,24 @@ def check_features(features, semantic_map: np.ndarray) -> list[dict]:
     return chosen
 
 
-class MapBoard(gr.HTML):
+def map_board(**arguments) -> gr.HTML:
     """Board of a semantic map; its value is {"map": packed labels, "pixel_spacing": mm, "features": a dict for each nodule}."""
-
-    def __init__(self, **arguments):
-        examples = []
-        for title, path in example_maps().items():
-            with PIL.Image.open(path) as image:
-                examples.append({"title": title, "map": pack_array(np.asarray(image)), "pixel_spacing": float(image.text["pixel_spacing_mm"])})
-        super().__init__(
-            value={"map": examples[0]["map"], "pixel_spacing": examples[0]["pixel_spacing"], "features": None},
-            html_template=(STATIC / "map_board.html").read_text(),
-            css_template=(STATIC / "map_board.css").read_text(),
-            js_on_load=(STATIC / "packed_array.js").read_text() + (STATIC / "map_board.js").read_text(),
-            server_functions=[stamp, read_upload],
-            apply_default_css=False,
-            examples=examples,
-            labels=[{"name": name, "colour": colour.tolist()} for name, colour in zip(LABEL_NAMES, PALETTE, strict=True)],
-            features=[feature for feature in NODULE_FEATURES if feature != "malignancy"],
-            shapes=SHAPES,
-            diameters=DIAMETER_MM,
-            maxUpload=MAX_UPLOAD,
-            **arguments,
-        )
-
-    def api_info(self):
-        return {"type": "object"}
+    examples = []
+    for title, path in example_maps().items():
+        with PIL.Image.open(path) as image:
+            examples.append({"title": title, "map": pack_array(np.asarray(image)), "pixel_spacing": float(image.text["pixel_spacing_mm"])})
+    return gr.HTML(
+        value={"map": examples[0]["map"], "pixel_spacing": examples[0]["pixel_spacing"], "features": None},
+        html_template=(STATIC / "map_board.html").read_text(),
+        css_template=(STATIC / "map_board.css").read_text(),
+        js_on_load=(STATIC / "packed_array.js").read_text() + (STATIC / "map_board.js").read_text(),
+        server_functions=[stamp, read_upload],
+        apply_default_css=False,
+        examples=examples,
+        labels=[{"name": name, "colour": colour.tolist()} for name, colour in zip(LABEL_NAMES, PALETTE, strict=True)],
+        features=[feature for feature in NODULE_FEATURES if feature != "malignancy"],
+        shapes=SHAPES,
+        diameters=DIAMETER_MM,
+        maxUpload=MAX_UPLOAD,
+        **arguments,
+    )

@@ -12,10 +12,10 @@ from starlette.middleware import Middleware
 
 from .. import LSDMGuidedPipeline, small_checkpoint
 from .generate_endpoint import add_generate_endpoint
-from .generation import MAX_IMAGES, MAX_SCALE, SAMPLERS, SIZES, make_jobs, run, with_malignancy
-from .map_board import MAX_UPLOAD, MapBoard, read_board
+from .generation import MAX_IMAGES, MAX_SCALE, SAMPLERS, SIZES, Stopped, make_jobs, run, with_malignancy
+from .map_board import MAX_UPLOAD, map_board, read_board
 from .request_limits import RequestLimit, Uploads
-from .slice_viewer import SliceViewer, slice_value
+from .slice_viewer import slice_value, slice_viewer
 
 try:
     from spaces import GPU  # ZeroGPU of Hugging Face Spaces: a GPU for the time of the call
@@ -39,6 +39,7 @@ CSS = """
 .dark .notice { margin: 0; background: #451a03; border-color: #92400e; color: #fde68a; }
 .dark .notice strong { color: #fde68a; }
 .actions button { min-height: 46px; }
+@media (max-width: 640px) { .page-header h1 { font-size: 20px; } .gradio-container .main { padding: 10px 14px !important; } }
 """
 THEME = gr.themes.Base(
     primary_hue="blue", neutral_hue="slate", radius_size="md", font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"], font_mono=["monospace"]
@@ -76,52 +77,55 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
     runs = Runs()
 
     @GPU
-    def sample_all(jobs, with_unguided, stop):
-        yield from run(pipeline, jobs, with_unguided, stop)
+    def sample_all(jobs, with_unguided, session):
+        stop = runs.start(session)
+        try:
+            yield from run(pipeline, jobs, with_unguided, stop)
+        finally:
+            runs.end(session, stop)
 
-    def generate(board, scale, sampler, steps, seed, images, size, with_unguided, compare, request: gr.Request):
-        """Yields the viewer's value and the three buttons."""
-        busy = (gr.update(interactive=False), gr.update(interactive=False), gr.update(visible=True))
-        idle = (gr.update(interactive=True), gr.update(interactive=True), gr.update(visible=False))
-        value = {"slices": [], "compare": compare, "progress": {"fraction": 0, "text": "Starting", "preview": None}, "message": None}
-        stop = runs.start(request.session_hash)
+    def viewer_and_buttons(busy: bool, compare=False, slices=(), progress=None, message=None):
+        """Values of the viewer and of the buttons Generate, Compare and Cancel."""
+        value = {"slices": list(slices), "compare": compare, "progress": progress, "message": message}
+        return value, gr.update(interactive=not busy), gr.update(interactive=not busy), gr.update(visible=busy)
+
+    def wait():
+        return viewer_and_buttons(True, progress={"fraction": 0, "text": "Waiting for a free place", "preview": None})
+
+    def show_slices(board, scale, sampler, steps, seed, images, size, with_unguided, compare, request: gr.Request):
+        slices = []
         try:
             semantic_map, pixel_spacing, features = read_board(board)
             size = None if size == "as the map" else size
-            images = 1 if compare else images
-            jobs = make_jobs(semantic_map, pixel_spacing, features, scale, sampler, steps, seed, images, size, multiple)
+            jobs = make_jobs(semantic_map, pixel_spacing, features, scale, sampler, steps, seed, 1 if compare else images, size, multiple)
             if compare:
                 if not features:
                     raise ValueError("There is no nodule to compare: click on a lung of the map to place one.")
                 if scale == 0:
                     raise ValueError("`guidance_scale` is 0, at which benign and malignant are the same; take a larger one.")
                 jobs = with_malignancy(jobs, "benign") + with_malignancy(jobs, "malignant")
-            yield value, *busy
-            for kind, *news in sample_all(jobs, with_unguided and not compare, stop):
+            for kind, *news in sample_all(jobs, with_unguided and not compare, request.session_hash):
                 if kind == "step":
-                    fraction, text, preview = news
-                    value = {**value, "progress": {"fraction": fraction, "text": text, "preview": preview}}
+                    yield viewer_and_buttons(True, compare, slices, dict(zip(("fraction", "text", "preview"), news, strict=True)))
                 else:
                     job, hu, unguided = news
-                    made = slice_value(hu, job.semantic_map, job.pixel_spacing, job.title, job.parameters(), unguided)
-                    value = {**value, "slices": [*value["slices"], made]}
-                yield value, *busy
-            yield {**value, "progress": None}, *idle
+                    slices.append(slice_value(hu, job.semantic_map, job.pixel_spacing, job.title, job.parameters(), unguided))
+            yield viewer_and_buttons(False, compare, slices)
+        except Stopped:
+            yield cancelled()
         except ValueError as error:
             gr.Warning(str(error))
-            yield {**value, "progress": None, "message": str(error)}, *idle
-        finally:
-            stop.set()
-            runs.end(request.session_hash, stop)
+            yield viewer_and_buttons(False, compare, slices, message=str(error))
+
+    def cancelled():
+        return viewer_and_buttons(False, message="Cancelled.")
 
     def cancel(request: gr.Request):
         runs.stop(request.session_hash)
-        return (
-            {"slices": [], "compare": False, "progress": None, "message": "Cancelled."},
-            gr.update(interactive=True),
-            gr.update(interactive=True),
-            gr.update(visible=False),
-        )
+        return cancelled()
+
+    def failed():
+        return viewer_and_buttons(False, message="No slice was made: too many are waiting, or the server failed. Try again in a minute.")
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, FILE_LIFETIME)) as demo:
         demo.upload_file_set = Uploads()
@@ -129,13 +133,13 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
         gr.HTML(f'<header class="page-header"><h1>{TITLE}</h1>{NOTICE}</header>', apply_default_css=False)
         with gr.Row():
             with gr.Column(scale=5, min_width=340):
-                board = MapBoard(elem_id="board")
+                board = map_board(elem_id="board")
             with gr.Column(scale=7, min_width=340):
                 with gr.Row(elem_classes="actions"):
                     generate_button = gr.Button("Generate", variant="primary", min_width=120, elem_id="generate")
                     compare_button = gr.Button("Compare benign and malignant", variant="secondary", min_width=220, elem_id="compare")
                     cancel_button = gr.Button("Cancel", variant="stop", visible=False, min_width=90, elem_id="cancel")
-                viewer = SliceViewer(elem_id="viewer")
+                viewer = slice_viewer(elem_id="viewer")
                 with gr.Accordion("Settings", open=False):
                     scale = gr.Slider(0, MAX_SCALE, 16, step=1, label="Guidance scale", info="0: off, 1: Bayes' rule, more exaggerates")
                     with gr.Row():
@@ -149,11 +153,12 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
         settings = [board, scale, sampler, steps, seed, images, size, with_unguided]
         shown = [viewer, generate_button, compare_button, cancel_button]
         sampling = {"concurrency_limit": 1, "concurrency_id": "sampling", "api_visibility": "private", "show_progress": "hidden"}
-        started = [
-            button.click(generate, [*settings, gr.State(compare)], shown, **sampling)
-            for button, compare in ((generate_button, False), (compare_button, True))
-        ]
-        cancel_button.click(cancel, None, shown, cancels=started, queue=False, api_visibility="private", show_progress="hidden")
+        quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        started = []
+        for button, compare in ((generate_button, False), (compare_button, True)):
+            started.append(button.click(wait, None, shown, **quick).then(show_slices, [*settings, gr.State(compare)], shown, **sampling))
+            started[-1].failure(failed, None, shown, **quick)
+        cancel_button.click(cancel, None, shown, cancels=started, **quick)
         add_generate_endpoint(pipeline, sample_all, multiple, demo.upload_file_set)
     demo.queue(max_size=QUEUE, default_concurrency_limit=4)
     return demo
@@ -161,7 +166,7 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
 
 def launch(demo: gr.Blocks, **arguments):
     """`demo.launch` with the page's looks and limits; `arguments` go before them."""
-    limits = {"middleware": [Middleware(RequestLimit, max_bytes=2 * MAX_UPLOAD)]}
+    limits = {"middleware": [Middleware(RequestLimit, max_bytes=2 * MAX_UPLOAD, uploads=demo.upload_file_set)]}
     defaults = {
         "theme": THEME,
         "css": CSS,

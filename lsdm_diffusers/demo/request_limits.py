@@ -1,15 +1,18 @@
 """Limits of what a request may bring, and the removal of what uploads leave on disk."""
 
+import threading
 from collections import Counter
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 class RequestLimit:
     """ASGI middleware: a request with a larger body is answered 413, before or while it is read."""
 
-    def __init__(self, app, max_bytes: int):
+    def __init__(self, app, max_bytes: int, uploads: "Uploads"):
         self.app = app
         self.max_bytes = max_bytes
+        self.uploads = uploads
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -43,30 +46,58 @@ class RequestLimit:
             if not refused:
                 await send(message)
 
-        await self.app(scope, limited_receive, send_unless_refused)
+        if scope["path"].rstrip("/").endswith("/upload"):
+            with self.uploads.running():
+                await self.app(scope, limited_receive, send_unless_refused)
+        else:
+            await self.app(scope, limited_receive, send_unless_refused)
 
 
 class Uploads(set):
     """Gradio's set of uploaded files, which counts how often each was uploaded: equal files share one path.
 
-    `done` removes a file when each of its uploads has been used, so that requests with equal files do not take it from one another.
+    A file is removed when each of its uploads has been used, and no upload is running that may be of the same file.
     """
 
     def __init__(self):
         super().__init__()
-        self.waiting = Counter()
+        self._waiting = Counter()  # uploads of a path not yet used
+        self._used = set()
+        self._running = 0
+        self._lock = threading.Lock()
 
     def update(self, paths):
         paths = list(paths)
-        self.waiting.update(paths)
-        super().update(paths)
+        with self._lock:
+            self._waiting.update(paths)
+            super().update(paths)
+
+    @contextmanager
+    def running(self):
+        """Around the handling of an upload."""
+        with self._lock:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+                self._remove()
 
     def done(self, path: str) -> None:
-        """One request has used the file."""
-        self.waiting[path] -= 1
-        if self.waiting[path] <= 0:
-            del self.waiting[path]
+        """A request has used the file."""
+        with self._lock:
+            self._waiting[path] -= 1
+            self._used.add(path)
+            self._remove()
+
+    def _remove(self):
+        if self._running:
+            return
+        for path in [path for path in self._used if self._waiting[path] <= 0]:
+            self._used.discard(path)
+            self._waiting.pop(path)
             self.discard(path)
             Path(path).unlink(missing_ok=True)
-            if not any(Path(path).parent.iterdir()):
+            with suppress(OSError):  # other files lie there
                 Path(path).parent.rmdir()

@@ -46,25 +46,20 @@ def slice_value(hu: np.ndarray, semantic_map: np.ndarray, pixel_spacing: float, 
     }
 
 
-class SliceViewer(gr.HTML):
+def slice_viewer(**arguments) -> gr.HTML:
     """Viewer of generated slices.
 
     Its value is {"slices": [...of `slice_value`], "compare": whether they stand side by side, "progress": None or {"fraction", "text",
     "preview"}, "message": a sentence or None}.
     """
-
-    def __init__(self, **arguments):
-        super().__init__(
-            value={"slices": [], "compare": False, "progress": None, "message": None},
-            html_template=(STATIC / "slice_viewer.html").read_text(),
-            css_template=(STATIC / "slice_viewer.css").read_text(),
-            js_on_load=(STATIC / "packed_array.js").read_text() + (STATIC / "slice_viewer.js").read_text(),
-            server_functions=[export_slice],
-            apply_default_css=False,
-            windows=[{"name": name, "centre": centre, "width": width} for name, (centre, width) in WINDOWS.items()],
-            labels=[{"name": name, "colour": colour.tolist()} for name, colour in zip(LABEL_NAMES, PALETTE, strict=True)],
-            **arguments,
-        )
-
-    def api_info(self):
-        return {"type": "object"}
+    return gr.HTML(
+        value={"slices": [], "compare": False, "progress": None, "message": None},
+        html_template=(STATIC / "slice_viewer.html").read_text(),
+        css_template=(STATIC / "slice_viewer.css").read_text(),
+        js_on_load=(STATIC / "packed_array.js").read_text() + (STATIC / "slice_viewer.js").read_text(),
+        server_functions=[export_slice],
+        apply_default_css=False,
+        windows=[{"name": name, "centre": centre, "width": width} for name, (centre, width) in WINDOWS.items()],
+        labels=[{"name": name, "colour": colour.tolist()} for name, colour in zip(LABEL_NAMES, PALETTE, strict=True)],
+        **arguments,
+    )

@@ -3,7 +3,7 @@ const mapCanvas = find("canvas.map"), marksCanvas = find("canvas.marks");
 const FIRST_NODULE = 5, LUNG = 4, HISTORY = 40;
 const colourOf = (label) => "rgb(" + props.labels[label].colour.join(",") + ")";
 
-let height = 0, width = 0;
+let height = 0, width = 0, markScale = 1;
 let labels = null; // Uint8Array of the map
 let beneath = null; // what the eraser brings back: the map as it was loaded, lung in place of its nodules
 let nodules = []; // {label, pixels, yx, features} in raster order of the first pixel, as find_nodules of the server
@@ -103,10 +103,11 @@ async function load(packed, spacing, title) {
   past = [];
   future = [];
   nodules = [];
-  for (const canvas of [mapCanvas, marksCanvas]) {
-    canvas.width = width;
-    canvas.height = height;
-  }
+  mapCanvas.width = width;
+  mapCanvas.height = height;
+  markScale = 1024 / width; // numbers and outlines stay sharp on a small map
+  marksCanvas.width = 1024;
+  marksCanvas.height = height * markScale;
   find(".frame").style.aspectRatio = width + " / " + height;
   find(".pixel-spacing").value = Math.round(spacing * 1000) / 1000;
   element.querySelectorAll(".examples button").forEach((button) => button.classList.toggle("chosen", button.dataset.title === title));
@@ -131,6 +132,7 @@ const drawMap = () => paintMap(mapCanvas, labels, width, height);
 
 function drawMarks() {
   const context = marksCanvas.getContext("2d");
+  context.setTransform(markScale, 0, 0, markScale, 0, 0);
   context.clearRect(0, 0, width, height);
   const unit = width / 512;
   context.font = "600 " + 15 * unit + "px system-ui, sans-serif";

@@ -7,13 +7,13 @@ set -euo pipefail
 output=$1
 source "$(dirname "$0")/phase.sh"
 
-ldm() { # LDM: the same U-Net without SPADE, told the map by E(m) alone; the same steps, in two phases
+ldm() { # LDM: the same U-Net without SPADE, told the map by E(m) alone; all of its crops, half of its slices
   local unet=(--pretrained_vae "$output/vae" --latents_dir "$output/latents" --random_flip --blank_background --prediction_type v_prediction
     --nodule_weight 4 --ema_max_decay 0.999 --mixed_precision "$half")
   phase train_unet.py "$output/ldm-crops" 3000 "${unet[@]}" --spade_blocks none --crop_size 256 --train_batch_size 2 --learning_rate 6e-4 \
     --nodule_probability 0.15 --block_out_channels 32 64 128 192 --attention_levels 0 0 0 1 --layers_per_block 1 --norm_num_groups 16 \
     --attention_head_dim 16 --validation_steps 1500
-  phase train_unet.py "$output/ldm" 6300 "${unet[@]}" --pretrained_unet "$output/ldm-crops/pipeline/unet" --crop_size 512 --train_batch_size 1 \
+  phase train_unet.py "$output/ldm" 3150 "${unet[@]}" --pretrained_unet "$output/ldm-crops/pipeline/unet" --crop_size 512 --train_batch_size 1 \
     --lr_scheduler cosine --lr_warmup_steps 30 --nodule_probability 0.1 --learning_rate 4e-4 --validation_steps 900
 }
 
@@ -27,7 +27,7 @@ spade_gan() { # a step of the GAN costs several of the U-Net's: it sees fewer sl
 }
 
 shuffled_classifier() { # malignancy's, told nothing
-  classifier shuffled malignancy 1500 --shuffle_labels
+  classifier shuffled malignancy 600 --shuffle_labels
 }
 
 for baseline in ${2:-ldm spade_gan shuffled_classifier}; do "$baseline"; done
