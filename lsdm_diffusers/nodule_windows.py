@@ -58,6 +58,10 @@ class NoduleWindow:
         """The entry of `nodule_features` for this map that asks for features of this nodule alone."""
         return [dict(features or {}) if index == self.index else {} for index in range(len(find_nodules(self.semantic_map)))]
 
+    def mask(self) -> np.ndarray:
+        """Where the map draws the nodule, boolean (edge, edge)."""
+        return find_nodules(self.semantic_map)[self.index].mask(self.semantic_map.shape)
+
     def crop(self, image: np.ndarray, edge: int = CROP) -> np.ndarray:
         """The `edge` pixels around the nodule, of an image of the window's size."""
         return image[centred_window(image.shape[:2], self.centre_yx, edge)]

@@ -17,7 +17,6 @@ Nodules are sampled in a window of `--window` pixels around them; all pictures o
 import argparse
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -29,8 +28,9 @@ from matplotlib.patches import Rectangle
 from lsdm_diffusers import find_nodules, small_checkpoint
 from lsdm_diffusers.ct_dataset import decode_image, write_atomically
 from lsdm_diffusers.evaluation_images import image_folder, make_missing, model_paths, open_pipeline, read_hu, sample_hu
-from lsdm_diffusers.guidance import CROP, classifier_gradient, nodule_mask
+from lsdm_diffusers.guidance import CROP
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
+from lsdm_diffusers.nodule_gradients import image_gradient, latent_gradient, noisy_nodules
 from lsdm_diffusers.nodule_windows import centred_window, nodule_windows, rated_features, sample_windows
 from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN, PALETTE, scaled_hu
 from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind
@@ -52,7 +52,7 @@ class Setting:
             raise SystemExit(f"--split is {args.split}, but one of {sorted(splits)} is needed.")
         listing = rows_of_kind(splits[args.split], lambda kind: kind != "nodule").filter(bool, input_columns="nodules")
         self.rows = [{**listing[i], "number": i} for i in spread(len(listing), args.num_maps)]
-        clear = [w for w in nodule_windows(splits[args.split], args.window) if find_nodules(w.semantic_map)[w.index].area >= args.min_area]
+        clear = [w for w in nodule_windows(splits[args.split], args.window) if w.mask().sum() >= args.min_area]
         self.windows = [clear[i] for i in spread(len(clear), args.num_maps)]
         if not self.rows or not self.windows:
             raise SystemExit(f"The split {args.split} has no slices, or no nodules of --min_area {args.min_area} pixels in --window {args.window}.")
@@ -112,25 +112,18 @@ def show_difference(axis, difference, limit=300):
     axis.imshow(difference, cmap="RdBu_r", vmin=-limit, vmax=limit)
 
 
-def add_difference_bar(figure, axes, limit=300, label="difference, HU"):
+def add_difference_bar(figure, axes, limit=300):
     figure.set_figwidth(figure.get_figwidth() + 0.8)
     bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), "RdBu_r"), ax=axes, shrink=0.6, pad=0.01, aspect=30)
-    bar.set_label(label, fontsize=8)
+    bar.set_label("difference, HU", fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
 
-def outline(axis, semantic_map, index, colour=None):
-    """The drawn nodule's outline in the colour of its label."""
-    nodule = find_nodules(semantic_map)[index]
-    axis.contour(nodule.mask(semantic_map.shape), levels=[0.5], colors=[colour or PALETTE[nodule.label] / 255], linewidths=0.8)
-
-
-def show_nodule_map(setting, axes):
+def show_real(setting, axes):
     """In each axis the real crop of a window with the drawn nodule's outline."""
     for axis, window in zip(axes, setting.windows, strict=True):
         axis.imshow(window.crop(window.hu), **LUNG_WINDOW)
-        mask = window.crop(find_nodules(window.semantic_map)[window.index].mask(window.semantic_map.shape))
-        axis.contour(mask, levels=[0.5], colors=["tab:orange"], linewidths=0.9)
+        axis.contour(window.crop(window.mask()), levels=[0.5], colors=["tab:orange"], linewidths=0.9)
 
 
 def describe(window):
@@ -162,7 +155,7 @@ def figure_5_1(setting):
     return figure
 
 
-def compared(setting, which):
+def compared(setting):
     """{method: slices (HU) of each row}: real, baselines, LSDM guided by all true ratings."""
     methods = {"real": [decode_image(row["image"]) for row in setting.rows]}
     methods |= {name: setting.slices(pipe) for name, pipe in setting.baselines.items()}
@@ -171,7 +164,7 @@ def compared(setting, which):
 
 
 def figure_5_2(setting):
-    methods = compared(setting, "5.2")
+    methods = compared(setting)
     figure, axes = panels(len(setting.rows), 1 + len(methods), 2.6)
     for i, (row, line) in enumerate(zip(setting.rows, axes, strict=True)):
         labels = np.asarray(row["semantic_map"])
@@ -188,8 +181,9 @@ def figure_5_2(setting):
 
 
 def figure_5_3(setting):
-    methods = compared(setting, "5.3")
-    shown = [(i, nodule) for i, row in enumerate(setting.rows) for nodule in largest(np.asarray(row["semantic_map"]), 2)]
+    methods = compared(setting)
+    nodules = [find_nodules(np.asarray(row["semantic_map"])) for row in setting.rows]
+    shown = [(i, nodule) for i, of_map in enumerate(nodules) for nodule in sorted(of_map, key=lambda nodule: -nodule.area)[:2]]
     figure, axes = panels(1 + len(methods), len(shown), 1.7)
     for (i, nodule), column in zip(shown, axes.T, strict=True):
         labels = np.asarray(setting.rows[i]["semantic_map"])
@@ -203,51 +197,26 @@ def figure_5_3(setting):
     return figure
 
 
-def largest(labels, count):
-    return sorted(find_nodules(labels), key=lambda nodule: -nodule.area)[:count]
-
-
-def noisy_latents(setting, timestep):
-    """z_t of the real crops, (N, c, 16, 16), with the same noise at every timestep."""
-    vae, device = setting.pipe.vae, setting.accelerator.device
-    pixels = torch.from_numpy(scaled_hu(np.stack([window.crop(window.hu) for window in setting.windows])))[:, None].to(device)
-    with torch.no_grad():
-        latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(setting.args.seed)).to(device)
-    # of the variance-preserving process that the classifiers were trained on, whatever the sampler is
-    return diffusers.DDPMScheduler.from_config(setting.pipe.scheduler.config).add_noise(latents, noise, torch.tensor([timestep] * len(latents)))
-
-
-def gradients(setting, timestep, kind, of_latents):
-    """∇ log p(kind | x_t) of each window with respect to the image, or to the latents and inside the nodule mask; and D(z_t) in HU."""
-    pipe, classifier = setting.pipe, setting.pipe.malignancy_classifier
-    decode = lambda z: pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample  # noqa: E731
-    latents = noisy_latents(setting, timestep)
-    target = torch.full((len(latents),), float(kind == "malignant"), device=latents.device)
-    with torch.no_grad():
-        images = decode(latents)
-    if of_latents:
-        g = classifier_gradient(latents, timestep, decode, {"malignancy": classifier}, {"malignancy": target}, {"malignancy": 1.0})
-        crops = [window.crop(find_nodules(window.semantic_map)[window.index].mask(window.semantic_map.shape)) for window in setting.windows]
-        g = g * torch.stack([nodule_mask(torch.from_numpy(mask.copy()), tuple(latents.shape[2:])) for mask in crops])[:, None].to(g.device)
-    else:
-        pixels = images.clone().requires_grad_(True)
-        (g,) = torch.autograd.grad(classifier.log_prob(pixels, timestep, target).sum(), pixels)
-    return g.cpu().numpy(), ((images[:, 0].cpu().numpy() + 1) * HU_PER_UNIT + HU_MIN)
-
-
 def gradient_figure(setting, of_latents):
     """For each nodule three lines - D(z_t), gradients for benign and for malignant - and a column for each timestep."""
     setting.classifiers("5.5" if of_latents else "5.4", ("malignancy",))
-    times = setting.args.timesteps
-    figure, axes = panels(3 * len(setting.windows), 1 + len(times), 1.45)
+    times, pipe = setting.args.timesteps, setting.pipe
+    crops, nodules = zip(*((window.crop(window.hu), window.crop(window.mask())) for window in setting.windows), strict=True)
+    figure, axes = panels(3 * len(crops), 1 + len(times), 1.45)
     for column, timestep in enumerate(times, 1):
-        of_kind = {kind: gradients(setting, timestep, kind, of_latents) for kind in KINDS}
-        for number in range(len(setting.windows)):
+        latents, images = noisy_nodules(pipe, crops, timestep, setting.args.seed)
+        of_kind = {
+            kind: latent_gradient(pipe, latents, timestep, kind == "malignant", nodules)
+            if of_latents
+            else image_gradient(pipe, images, timestep, kind == "malignant")
+            for kind in KINDS
+        }
+        images = (images[:, 0].cpu().numpy() + 1) * HU_PER_UNIT + HU_MIN
+        for number, image in enumerate(images):
             lines = axes[3 * number : 3 * number + 3, column]
-            lines[0].imshow(of_kind["benign"][1][number], **LUNG_WINDOW)
+            lines[0].imshow(image, **LUNG_WINDOW)
             for axis, kind in zip(lines[1:], KINDS, strict=True):
-                g = of_kind[kind][0][number]
+                g = of_kind[kind][number].cpu().numpy()
                 limit = max(float(np.quantile(np.abs(g), 0.995)), 1e-12)
                 if of_latents and len(g) == 3:
                     axis.imshow(np.clip(0.5 + g.transpose(1, 2, 0) / (2 * limit), 0, 1))
@@ -255,8 +224,8 @@ def gradient_figure(setting, of_latents):
                     axis.imshow(g.mean(axis=0), cmap="RdBu_r", vmin=-limit, vmax=limit)
                 axis.text(0.97, 0.03, f"max {np.abs(g).max():.2g}", transform=axis.transAxes, ha="right", va="bottom", fontsize=6)
         axes[0, column].set_title(f"t = {timestep}", fontsize=9)
+    show_real(setting, axes[::3, 0])
     for number, window in enumerate(setting.windows):
-        show_nodule_map(setting, axes[0 : 3 * len(setting.windows) : 3, 0])
         axes[3 * number, 0].set_ylabel("$D(z_t)$", fontsize=9)
         axes[3 * number + 1, 0].set_ylabel("benign", fontsize=9)
         axes[3 * number + 2, 0].set_ylabel("malignant", fontsize=9)
@@ -286,7 +255,7 @@ def figure_5_6(setting):
     for order in ("sequential", "joint"):
         columns[f"all,\n{order}"] = setting.nodules("true-all", true_ratings(able), scale, order)
     figure, axes = panels(2 * len(setting.windows), 2 + len(columns), 1.5)
-    show_nodule_map(setting, axes[::2, 0])
+    show_real(setting, axes[::2, 0])
     for number, window in enumerate(setting.windows):
         upper, lower = axes[2 * number], axes[2 * number + 1]
         upper[1].imshow(unguided[number], **LUNG_WINDOW)
@@ -334,7 +303,7 @@ def figure_5_8(setting):
         (kind, s): setting.nodules(f"malignancy-{kind}", lambda window, k=kind: {"malignancy": k}, s) for kind in KINDS for s in setting.args.scales
     }
     figure, axes = panels(2 * len(setting.windows), 2 + len(setting.args.scales), 1.45)
-    show_nodule_map(setting, axes[::2, 0])
+    show_real(setting, axes[::2, 0])
     for number, window in enumerate(setting.windows):
         for line, kind in zip(axes[2 * number : 2 * number + 2], KINDS, strict=True):
             line[1].imshow(unguided[number], **LUNG_WINDOW)
@@ -354,7 +323,7 @@ def figure_5_9(setting):
     unguided = setting.nodules("none")
     made = {kind: setting.nodules(f"malignancy-{kind}", lambda window, k=kind: {"malignancy": k}, scale) for kind in KINDS}
     figure, axes = panels(len(setting.windows), 5, 1.9)
-    show_nodule_map(setting, axes[:, 0])
+    show_real(setting, axes[:, 0])
     for number, line in enumerate(axes):
         for axis, images in zip(line[1:], (made["benign"], unguided, made["malignant"]), strict=False):
             axis.imshow(images[number], **LUNG_WINDOW)
