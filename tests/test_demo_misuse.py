@@ -1,5 +1,6 @@
 """Load and misuse of the page: many clients at once, memory, bad uploads, and reading what is not served."""
 
+import base64
 import io
 import json
 import struct
@@ -114,8 +115,6 @@ def bad_files(tmp_path):
 
 
 def test_bad_uploads_get_a_sentence_and_leave_no_file(page, tmp_path):
-    import base64
-
     client = Client(page[0], **CLIENT)
     before = files_below(page[3])
     for name, content in bad_files(tmp_path).items():
@@ -133,8 +132,6 @@ def test_bad_uploads_get_a_sentence_and_leave_no_file(page, tmp_path):
 
 
 def test_names_of_uploads_lead_nowhere(page, tmp_path):
-    import base64
-
     outside = page[3] / "outside.png"
     data = base64.b64encode(write_map(tmp_path / "map.png").read_bytes()).decode()
     for name in ("../../outside.png", str(outside), "..\\outside.png", "outside.png/../../x", "\0", "a" * 5000):

@@ -68,14 +68,16 @@ def add_generate_endpoint(pipeline, sample_all, multiple: int, uploads) -> None:
             raise gr.Error(str(error), print_exception=False) from error
 
     with gr.Column(visible=False):
+        map_file = gr.File(label="map_file", type="filepath")
+        map_file.preprocess = lambda file: file and file.path  # gradio's own leaves an empty temporary file at each call
         inputs = [
-            gr.File(label="map_file", type="filepath"),
+            map_file,
             gr.Textbox("null", label="features"),
             gr.Number(16.0, label="guidance_scale"),
             gr.Dropdown(list(SAMPLERS), label="sampler"),
-            gr.Number(20, label="num_inference_steps", precision=0),
-            gr.Number(0, label="seed", precision=0),
-            gr.Number(1, label="num_images", precision=0),
+            gr.Number(20, label="num_inference_steps"),
+            gr.Number(0, label="seed"),
+            gr.Number(1, label="num_images"),
         ]
         outputs = [gr.File(label="files", file_count="multiple"), gr.JSON(label="parameters")]
         gr.Button("generate").click(

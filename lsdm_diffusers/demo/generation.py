@@ -30,7 +30,7 @@ SAMPLERS = {
 }
 SIZES = (512, 384, 256)
 MAX_STEPS, MAX_IMAGES, MAX_SCALE = 200, 8, 64
-PREVIEWS = 6  # of each image; one costs about a fifth of a denoising step
+PREVIEWS = 6  # of each image
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Job:
 
 
 def whole_number(name: str, value, low: int, high: int) -> int:
+    """`value` as an int, if it is whole and lies in low..high."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or not low <= value <= high or int(value) != value:
         raise ValueError(f"`{name}` is {value!r}, but a whole number {low}..{high} is needed.")
     return int(value)
