@@ -8,6 +8,7 @@ import tempfile
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -118,8 +119,6 @@ def test_bad_uploads_get_a_sentence_and_leave_no_file(page, tmp_path):
     client = Client(page[0], **CLIENT)
     before = files_below(page[3])
     for name, content in bad_files(tmp_path).items():
-        if name == "more-than-it-says.png":
-            continue  # Pillow takes the pixels it needs and leaves the rest packed
         path = tmp_path / name
         path.write_bytes(content)
         if content:
@@ -138,7 +137,7 @@ def test_names_of_uploads_lead_nowhere(page, tmp_path):
         assert "map" in server_call(page, "read_upload", {"name": name, "data": data}).json()
         answer = httpx.post(f"{page[0]}/gradio_api/upload", files={"files": (name.replace("\0", "0"), b"text")}, timeout=60)
         for stored in answer.json() if answer.status_code == 200 else ():
-            assert stored.startswith(str(page[3] / "gradio")) and ".." not in stored
+            assert Path(stored).resolve().is_relative_to(page[3] / "gradio")
     assert not outside.exists() and not (page[3].parent / "outside.png").exists()
 
 
