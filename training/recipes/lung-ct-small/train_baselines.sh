@@ -20,10 +20,10 @@ ldm() { # LDM: the same U-Net without SPADE, told the map by E(m) alone; all of 
 spade_gan() { # a step of the GAN costs several of the U-Net's: it sees fewer slices in the same time
   local gan=(--block_out_channels 16 32 64 96 128 128 --norm_num_groups 16 --spade_hidden_channels 24 --disc_channels 32 --perceptual efficientnet
     --perceptual_weight 1 --random_flip --blank_background --nodule_probability 0.15 --mixed_precision "$half" --checkpointing_steps 100)
-  phase train_spade_gan.py "$output/spade-gan-crops" 600 "${gan[@]}" --crop_size 256 --train_batch_size 2 --validation_steps 300
+  phase train_spade_gan.py "$output/spade-gan-crops" 1800 "${gan[@]}" --crop_size 256 --train_batch_size 2 --validation_steps 600
   # group norms see a whole slice otherwise than a crop: the last steps are on whole slices
   [ -d "$output/spade-gan" ] || { mkdir "$output/spade-gan" && cp -r "$output"/spade-gan-crops/checkpoint-* "$output/spade-gan/"; }
-  phase train_spade_gan.py "$output/spade-gan" 700 "${gan[@]}" --crop_size 512 --train_batch_size 1 --validation_steps 50
+  phase train_spade_gan.py "$output/spade-gan" 2100 "${gan[@]}" --crop_size 512 --train_batch_size 1 --validation_steps 150
 }
 
 shuffled_classifier() { # malignancy's, told nothing
