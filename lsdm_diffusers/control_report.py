@@ -11,12 +11,13 @@ from skimage.morphology import disk
 from .control_arms import KeptNodule, RealNodules
 from .metrics import patient_bootstrap, patient_bootstrap_of
 from .models.nodule_classifier import NODULE_FEATURES
-from .nodule_judge import area_under_curve, is_malignant, rating_agreement, readers_agreement
+from .nodule_judge import area_under_curve, is_malignant, rank_correlation, rating_agreement, readers_agreement
 from .nodule_measures import MEASURES, RING_NAMES
 from .semantic_map import HU_MAX, HU_MIN
 
 RATED = ("texture", "spiculation", "lobulation")
 POLES = {"malignancy": ("benign", "malignant")} | {feature: (f"{feature} 1", f"{feature} 5") for feature in RATED}
+BY_NAME = {"judge": "judge", "decoded judge": "judge, through the autoencoder", "classifier": "guiding classifier"}
 BINS = np.arange(HU_MIN, HU_MAX + 9, 8)  # HU, edges
 
 
@@ -116,14 +117,16 @@ class ControlReport:
             shown = {"auc_ge3": "AUC ≥ 3", "auc_ge4": "AUC ≥ 4"} if feature == "malignancy" else {"spearman": "Spearman"}
             of_readers = [entry.get(f"{feature}_ratings") or [] for entry in self.real.entries]
             readers = readers_agreement(of_readers, feature) if any(len(ratings) > 1 for ratings in of_readers) else {}
+            ratings = self.real.ratings[feature]
             for name, label in shown.items():
-                decoded = rating_agreement(self.of_real[f"decoded judge {feature}"], self.real.ratings[feature], objective)
-                row = {"judge, through the autoencoder": decoded[name]}
-                for by in ("judge", "classifier"):
-                    scores, ratings = self.of_real[f"{by} {feature}"], self.real.ratings[feature]
-                    figure = lambda a, b, name=name, objective=objective: rating_agreement(a, b, objective)[name]  # noqa: E731
-                    row[by] = patient_bootstrap_of(figure, self.real.patients, scores, ratings)
-                    row[f"calibration error, {by}"] = rating_agreement(scores, ratings, objective)["ece"]
+                # AUC of 4 and 5 leaves out the nodules rated 3
+                told = (ratings < 2.5) | (ratings >= 3.5) if name == "auc_ge4" else np.ones(len(ratings), dtype=bool)
+                figure, truth = (area_under_curve, is_malignant(ratings)) if feature == "malignancy" else (rank_correlation, ratings)
+                row = {}
+                for by in ("judge", "decoded judge", "classifier"):
+                    scores = self.of_real[f"{by} {feature}"]
+                    row[BY_NAME[by]] = patient_bootstrap_of(figure, self.real.patients[told], truth[told], scores[told])
+                    row[f"calibration error, {BY_NAME[by]}"] = rating_agreement(scores, ratings, objective)["ece"]
                 row["one reader by the others"] = readers.get(name, "not in the data")
                 row["deviation between readers"] = readers.get("deviation", "not in the data")
                 rows[f"{feature}, {label}"] = row

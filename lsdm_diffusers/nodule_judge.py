@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import rankdata
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
 from sklearn.impute import SimpleImputer
@@ -35,10 +35,18 @@ def calibration_error(predicted: np.ndarray, observed: np.ndarray, low: float, h
 
 
 def area_under_curve(positive: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve of (N,) scores for the positive ones, (N,) boolean; NaN for one class. A bootstrap asks for it too often
-    for scikit-learn's."""
+    """Area under the ROC curve of (N,) scores for the positive ones, (N,) boolean; NaN for one class.
+
+    By ranks (Mann and Whitney): a bootstrap asks for it too often for scikit-learn's checks.
+    """
     count, others = int(positive.sum()), int((~positive).sum())
     return float((rankdata(scores)[positive].sum() - count * (count + 1) / 2) / (count * others)) if count and others else math.nan
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's coefficient of (N,) and (N,); NaN where either is constant."""
+    ranks = rankdata(a), rankdata(b)
+    return float(np.corrcoef(*ranks)[0, 1]) if all(map(np.ptp, ranks)) else math.nan
 
 
 def rating_agreement(scores: np.ndarray, ratings: np.ndarray, objective: str) -> dict[str, float]:
@@ -60,8 +68,11 @@ def rating_agreement(scores: np.ndarray, ratings: np.ndarray, objective: str) ->
             "accuracy_ge3": float(((scores > 0) == malignant).mean()),
             "ece": calibration_error(probability, malignant, 0, 1),
         }
-    spearman = float(spearmanr(scores, ratings)[0]) if np.ptp(ratings) and np.ptp(scores) else math.nan
-    return {"spearman": spearman, "mae": float(np.abs(scores - ratings).mean()), "ece": calibration_error(scores, ratings, 1, 5)}
+    return {
+        "spearman": rank_correlation(scores, ratings),
+        "mae": float(np.abs(scores - ratings).mean()),
+        "ece": calibration_error(scores, ratings, 1, 5),
+    }
 
 
 def readers_agreement(of_nodules: list[list[int]], feature: str) -> dict[str, float]:

@@ -136,6 +136,23 @@ def test_true_and_opposite_arms_go_by_the_rating(report):
     np.testing.assert_array_equal(area["opposite s=1"], np.where(malignant, 40, 60))
 
 
+def test_the_ceiling_stands_beside_the_readers(report, monkeypatch):
+    """Scores that are the rating in all but the decoded judge, which turns it round; two readers who agree."""
+    monkeypatch.setattr("lsdm_diffusers.control_report.NODULE_FEATURES", ("malignancy", "texture"))
+    ratings = np.tile([1.0, 2, 3, 5], 5)
+    entries = [{f"{feature}_ratings": [int(r), int(r)] for feature in ("malignancy", "texture")} for r in ratings]
+    report.real = SimpleNamespace(
+        ratings=dict.fromkeys(("malignancy", "texture"), ratings), entries=entries, patients=np.repeat(["a", "b", "c", "d", "e"], 4)
+    )
+    for feature in ("malignancy", "texture"):
+        report.of_real |= {f"judge {feature}": ratings - 2.5, f"classifier {feature}": ratings - 2.5, f"decoded judge {feature}": -ratings}
+    rows = report.ceiling().rows
+    assert rows.keys() == {"malignancy, AUC ≥ 3", "malignancy, AUC ≥ 4", "texture, Spearman"}
+    for row, worst in zip(rows.values(), (0, 0, -1), strict=True):
+        assert [row["judge"]["mean"], row["guiding classifier"]["mean"], row["one reader by the others"]] == pytest.approx([1, 1, 1])
+        assert row["judge, through the autoencoder"]["mean"] == pytest.approx(worst) and row["deviation between readers"] == 0
+
+
 def test_distances_of_hu_histograms():
     from lsdm_diffusers.control_report import BINS, hu_counts, hu_wasserstein, outside_three_deviations
 

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
 
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
-from lsdm_diffusers.nodule_judge import NoduleJudge, calibration_error, rating_agreement, readers_agreement
+from lsdm_diffusers.nodule_judge import NoduleJudge, area_under_curve, calibration_error, rank_correlation, rating_agreement, readers_agreement
 
 
 def nodules(per_patient=4, number=60, informative=True, seed=0):
@@ -72,6 +74,14 @@ def test_figures_of_agreement():
     assert np.isnan(rating_agreement(ratings, np.full(5, 3.0), "regression")["spearman"])
     # half of those called 80% are malignant: off by 0.3
     assert calibration_error(np.full(10, 0.8), np.arange(10) % 2, 0, 1) == pytest.approx(0.3)
+
+
+def test_ranks_agree_with_the_libraries():
+    generator = np.random.default_rng(0)
+    positive, scores = generator.random(80) < 0.3, generator.integers(0, 9, 80)  # with ties
+    assert area_under_curve(positive, scores) == pytest.approx(roc_auc_score(positive, scores))
+    assert rank_correlation(positive, scores) == pytest.approx(spearmanr(positive, scores)[0])
+    assert np.isnan(area_under_curve(positive[positive], scores[positive]))
 
 
 def test_readers_are_held_against_each_other():
