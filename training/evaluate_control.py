@@ -202,11 +202,10 @@ def analyse(args, accelerator, validation):
     of_real = real_figures(real, judge, descriptors, extractor, pipe)
     report = ControlReport(nodules, figures, real, of_real, args.scales, feature_scales, args.sham_scale)
     tables = report.tables()
-    setting = (
-        f"{type(pipe.scheduler).__name__}, {args.num_inference_steps} steps, seed {args.seed}. Judge: logistic and ridge regression on features "
-    )
-    setting += "of EfficientNet-Lite0 (ImageNet, frozen) and the measures. Intervals: 95%, from a bootstrap over patients."
+    setting = f"{type(pipe.scheduler).__name__}, {args.num_inference_steps} steps, seed {args.seed}. Judge: logistic and ridge regression on "
+    setting += "features of EfficientNet-Lite0 (ImageNet, frozen) and the measures. Intervals: 95%, from a bootstrap over patients."
     content = {"setting": setting, "tables": {table.title: {"caption": table.caption, "rows": table.rows} for table in tables}}
+    content = json.loads(json.dumps(content), parse_constant=lambda _: None)  # NaN is no JSON
     write_atomically(args.output_dir / "control.json", (json.dumps(content, indent=1) + "\n").encode())
     text = "\n".join(["# Control", "", setting, "", *(table.markdown() for table in tables)])
     write_atomically(args.output_dir / "control.md", text.encode())
