@@ -25,7 +25,7 @@ def test_every_figure_is_drawn_and_images_are_made_once(tmp_path, train, common,
     assert all(f"(thesis, Fig. 5.{number})" in captions for number in range(1, 10)) and "DDIMScheduler, 1 steps" in captions
 
     images = {file: file.stat().st_mtime_ns for file in (tmp_path / "figures" / "images").rglob("*.png")}
-    # two slices (LDM's unguided, LSDM's guided); nodules: unguided, 4 alone and 2 orders, 2 + 3 * 5 ratings, 2 more of the ladder at s = 1
+    # a slice unguided (LDM is LSDM here) and guided; nodules: unguided, 4 alone and 2 orders, 2 + 3 * 5 ratings, 2 more of the ladder at s = 1
     assert len(images) == 2 + 1 + 6 + 17 + 2
     train("figures.py", *common, "--which", "5.9")
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "figures" / "images").rglob("*.png")} == images

@@ -5,7 +5,7 @@
         --which 5.2 5.3
 
 * 5.1 slices and what the autoencoder makes of them;
-* 5.2, 5.3 baselines and LSDM, guided by the true ratings, on the same maps: whole slices, nodules;
+* 5.2, 5.3 baselines and LSDM, unguided and guided by the true ratings, on the same maps: whole slices, nodules;
 * 5.4, 5.5 gradients of the malignancy classifier for "benign" and "malignant": to the image, and to the latents as guidance applies them;
 * 5.6 settings of guidance: one feature, all, sequential, joint;
 * 5.7 each feature at its ratings; 5.8 the ladder of scales; 5.9 benign and malignant at one scale, and their difference.
@@ -156,11 +156,12 @@ def figure_5_1(setting):
 
 
 def compared(setting):
-    """{method: slices (HU) of each row}: real, baselines, LSDM guided by all true ratings."""
+    """{method: slices (HU) of each row}: real, baselines, LSDM, LSDM guided by all true ratings."""
     methods = {"real": [decode_image(row["image"]) for row in setting.rows]}
     methods |= {name: setting.slices(pipe) for name, pipe in setting.baselines.items()}
     able = [f for f in NODULE_FEATURES if getattr(setting.pipe, f"{f}_classifier", None) is not None]
-    return methods | {"LSDM": setting.slices(setting.pipe, able)}
+    methods["LSDM"] = setting.slices(setting.pipe)
+    return methods | {"LSDM, guided": setting.slices(setting.pipe, able)} if able else methods
 
 
 def figure_5_2(setting):
@@ -281,14 +282,14 @@ def figure_5_7(setting):
         lines[feature] = {v: setting.nodules(f"{feature}-{v}", lambda window, f=feature, v=v: {f: v}, scale) for v in values}
     figure, axes = panels(len(able) * len(setting.windows), 7, 1.5)
     for axis in axes.ravel():
-        axis.axis("off")
+        axis.spines[:].set_visible(False)
     for number, window in enumerate(setting.windows):
         for line, (feature, by_value) in zip(axes[len(able) * number :], lines.items(), strict=False):
             contents = [("real", window.crop(window.hu)), ("unguided", unguided[number])] if feature == able[0] else []
             for axis, (title, image) in zip(line, contents, strict=False):
                 axis.imshow(image, **LUNG_WINDOW)
                 axis.set_title(title, fontsize=9)
-            line[1].text(1.02, 0.5, feature, transform=line[1].transAxes, rotation=90, ha="center", va="center", fontsize=9)
+            line[2].set_ylabel(feature, fontsize=9)
             places = (line[2], line[6]) if feature == "malignancy" else line[2:]
             for axis, (value, images) in zip(places, by_value.items(), strict=True):
                 axis.imshow(images[number], **LUNG_WINDOW)
@@ -337,7 +338,7 @@ def figure_5_9(setting):
 
 CAPTIONS = {
     "5.1": "Slices, their reconstruction by the autoencoder, and a part of both (box) with the difference.",
-    "5.2": "The same maps by every method; LSDM is guided by the true ratings of all features it has classifiers for. Boxes: nodules.",
+    "5.2": "The same maps by every method, from the same noise; guidance is by the true ratings of every feature with a classifier. Boxes: nodules.",
     "5.3": "The largest nodules of Fig. 5.2, 64x64 pixels, with the outline that the map draws.",
     "5.4": "Gradients of log p(benign) and log p(malignant) with respect to the decoded noisy crop: red is brighter. Each panel has its own scale.",
     "5.5": "The same with respect to the latents and inside the nodule mask, as guidance applies them: channels as colours around grey, which is 0.",
