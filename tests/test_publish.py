@@ -132,7 +132,9 @@ def test_the_pushed_model_gives_the_same_image_with_and_without_the_package(mode
         run = subprocess.run([sys.executable, *isolated, "-c", script, "map.npy", f"{name}.npy"], **elsewhere)
         assert run.returncode == 0 and "Expected types" not in run.stderr, run.stderr[-3000:]
     image = sample(tiny_pipeline(), semantic_map, FEATURES)
-    assert (np.load(tmp_path / "with.npy") == image).all() and (np.load(tmp_path / "without.npy") == image).all()
+    made = np.load(tmp_path / "with.npy")
+    assert (made == np.load(tmp_path / "without.npy")).all()
+    assert np.abs(made.astype(int) - image).max() <= 1  # another process may sum in another order
     assert not (image == sample(tiny_pipeline(), semantic_map)).all()  # it was guided
 
 
