@@ -209,6 +209,8 @@ def run(pipeline: LSDMGuidedPipeline, jobs: list[Job], with_unguided: bool, stop
     thread.start()
     try:
         while (item := news.get()) is not None:
+            if stop.is_set():  # what was done before is no news any more
+                raise Stopped
             if isinstance(item, BaseException):
                 raise item
             yield item
