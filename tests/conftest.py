@@ -37,22 +37,22 @@ def tiny_classifier(feature, objective):
     return NoduleClassifier(feature, objective, block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=8).eval()
 
 
-def tiny_pipeline(**changes):
+def tiny_vae(**changes):
+    config = {
+        "down_block_types": ["DownEncoderBlock2D"] * 3,
+        "up_block_types": ["UpDecoderBlock2D"] * 3,
+        "block_out_channels": (8, 8, 16),
+        "norm_num_groups": 4,
+        "mid_block_add_attention": False,
+        "scaling_factor": 0.5,
+    }
     torch.manual_seed(2)
-    vae = AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        block_out_channels=(8, 8, 16),
-        layers_per_block=1,
-        latent_channels=3,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        scaling_factor=0.5,
-    ).eval()
+    return AutoencoderKL(in_channels=1, out_channels=1, layers_per_block=1, latent_channels=3, **{**config, **changes}).eval()
+
+
+def tiny_pipeline(**changes):
     components = {
-        "vae": vae,
+        "vae": tiny_vae(),
         "unet": tiny_unet(),
         "scheduler": DDIMScheduler(clip_sample=False, **BETAS),
         "malignancy_classifier": tiny_classifier("malignancy", "classification"),

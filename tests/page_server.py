@@ -6,11 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
-from diffusers import AutoencoderKL
 
 from lsdm_diffusers.semantic_map import semantic_map_image
-from tests.conftest import tiny_pipeline, tiny_unet
+from tests.conftest import tiny_pipeline, tiny_unet, tiny_vae
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -20,19 +18,7 @@ CLIENT = {"verbose": False, "httpx_kwargs": {"timeout": 120}}  # of `gradio_clie
 
 def page_pipeline():
     """Components so small that hundreds of slices are made within a minute."""
-    torch.manual_seed(2)
-    vae = AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        block_out_channels=(4, 4, 8),
-        layers_per_block=1,
-        latent_channels=3,
-        norm_num_groups=2,
-        mid_block_add_attention=False,
-        scaling_factor=0.5,
-    ).eval()
+    vae = tiny_vae(block_out_channels=(4, 4, 8), norm_num_groups=2)
     return tiny_pipeline(vae=vae, unet=tiny_unet(block_out_channels=(8, 8), attention_levels=(False, False), norm_num_groups=4))
 
 

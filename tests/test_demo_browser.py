@@ -195,14 +195,16 @@ def test_several_images_and_comparison(page):
 
 
 def test_cancel_and_go_on(page):
-    page.get_by_label("number input for Steps").fill("100")
-    page.get_by_label("number input for Steps").press("Tab")
+    for label, value in (("Steps", "100"), ("Images", "8")):  # so many that the run is not over before the click
+        page.get_by_label(f"number input for {label}").fill(value)
+        page.get_by_label(f"number input for {label}").press("Tab")
     page.locator("#generate").click()
     page.locator("#viewer .progress", has_text="of 100").wait_for()  # it samples
     page.locator("#cancel").click()
     page.locator("#viewer .message", has_text="Cancelled").wait_for()
-    page.get_by_label("number input for Steps").fill("4")
-    page.get_by_label("number input for Steps").press("Tab")
+    for label, value in (("Steps", "4"), ("Images", "1")):
+        page.get_by_label(f"number input for {label}").fill(value)
+        page.get_by_label(f"number input for {label}").press("Tab")
     generate(page)
 
 
