@@ -5,10 +5,11 @@
 
 Nodules, 64x64 pixels, are sampled from maps of `--split` with several seeds, unguided and guided by their true ratings, and from training maps,
 where a copy would be likeliest. **Diversity**: perceptual distance between samples of one map, beside that between a sample and the real nodule
-of its map, and between real nodules of two patients. **Memorisation**: distance to the nearest training nodule - of features, of pixels, and in
-features over that of the second nearest - against that of real nodules which no training saw; the share below their 1st percentile
-is 1% where nothing is copied. Training nodules that went through the autoencoder alone are what a copy would look like, unseen nodules
-that did so show what its smoothing does. Writes `diversity.json`, `diversity.md`, `diversity.png` and `closest.png`. Intervals: 95%, over patients.
+of its map, and between real nodules of two patients. **Memorisation**: distance to the nearest training nodule - of pixels, of pixels over that of
+the second nearest, and of features - against that of real nodules which no training saw; the share below their 1st percentile is 1% where
+nothing is copied. Training nodules that went through the autoencoder alone are what a copy would look like: a distance that does not tell
+them has no say. Unseen nodules that did so show what the autoencoder's smoothing does. Writes `diversity.json`, `diversity.md`,
+`diversity.png` and `closest.png`. Intervals: 95%, over patients.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from lsdm_diffusers.nodule_windows import nodule_windows, sample_windows
 from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN, PALETTE, scaled_hu
 from lsdm_diffusers.training_data import add_data_arguments, open_splits
 
-SPACES = {"features": "features", "pixels": "pixels, HU", "ratio": "nearest / second nearest"}
+SPACES = {"pixels": "pixels, HU", "ratio": "pixels, nearest / second nearest", "features": "features"}
 
 
 def parse_args():
@@ -86,12 +87,13 @@ def diversity(samples, windows, distance, device, seed):
 
 
 def neighbours(images, training, extract):
-    """{space: (N,) distance to the nearest training nodule}, and the index of the nearest one in the features."""
-    by_features = cdist(extract(images), extract(training))
+    """{space: (N,) distance to the nearest training nodule}, and the index of the nearest one in pixels."""
     flat = [np.stack(some).astype(np.float32).reshape(len(some), -1) for some in (images, training)]
     by_pixels = cdist(*flat) / CROP  # root mean square
-    nearest, second = np.sort(by_features, axis=1)[:, :2].T
-    return {"features": nearest, "pixels": by_pixels.min(axis=1), "ratio": nearest / second}, by_features.argmin(axis=1)
+    nearest, second = np.sort(by_pixels, axis=1)[:, :2].T
+    ratio = np.divide(nearest, second, out=np.ones_like(nearest), where=second > 0)
+    by_features = cdist(extract(images), extract(training))
+    return {"pixels": nearest, "ratio": ratio, "features": by_features.min(axis=1)}, by_pixels.argmin(axis=1)
 
 
 def main():
@@ -183,13 +185,8 @@ def main():
 def markdown(differ, memorised, limits, setting):
     lines = [setting + ". In brackets 95% intervals over patients.", "", "## Diversity", "", "| | perceptual distance |", "|---|---|"]
     lines += [f"| {name} | {f['mean']:.3f} ({f['interval'][0]:.3f} ... {f['interval'][1]:.3f}) |" for name, f in differ.items()]
-    lines += [
-        "",
-        "## Memorisation",
-        "",
-        "Share closer to a training nodule than 1% of the unseen real nodules are; in italics the median distance.",
-        "",
-    ]
+    lines += ["", "## Memorisation", "", "Share closer to a training nodule than 1% of the unseen real nodules are; in italics the median distance."]
+    lines += ["A distance that does not tell the copies has no say.", ""]
     lines += ["| | " + " | ".join(f"{title} (1% below {limits[space]:.3g})" for space, title in SPACES.items()) + " | nearest is its own |"]
     lines += ["|---" * (2 + len(SPACES)) + "|"]
     for name, figures in memorised.items():
@@ -211,8 +208,8 @@ def draw_distances(distances, limits, path):
             style = ":" if name.startswith("copies") else "--" if name.startswith(("real", "the same")) else "-"
             axis.ecdf(of_space[space], label=name, linestyle=style)
         axis.axvline(limits[space], color="grey", linewidth=0.8)
-        axis.set_title(f"nearest training nodule: {title}" if space != "ratio" else title, fontsize=10)
-        axis.set_xlabel("distance" if space != "ratio" else "ratio of distances")
+        axis.set_title(f"nearest training nodule: {title}", fontsize=10)
+        axis.set_xlabel("ratio of distances" if space == "ratio" else "distance")
         axis.grid(alpha=0.3)
     panels[0].set_ylabel("share of nodules below")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -226,22 +223,22 @@ def draw_closest(sets, distances, nearest, training, path):
     figure = Figure(figsize=(1.35 * count + 1.2, 6.2 * len(shown)), layout="constrained")
     for part, name in zip(np.atleast_1d(figure.subfigures(len(shown), 1)), shown, strict=True):
         images, drawn = sets[name]
-        closest = np.argsort(distances[name]["features"])[:count]
+        closest = np.argsort(distances[name]["pixels"])[:count]
         panels = part.subplots(4, count, squeeze=False)
         for column, i in zip(panels.T, closest, strict=False):
             match = training[nearest[name][i]]
             contents = {"map": PALETTE[drawn[i].semantic_map], "sample": images[i], "nearest\ntraining nodule": match.hu}
             for axis, (title, image) in zip(column, contents.items(), strict=False):
                 axis.imshow(image, cmap="gray", vmin=-1350, vmax=150)
-                if column is panels.T[0] or axis in panels[:, 0]:
+                if axis in panels[:, 0]:
                     axis.set_ylabel(title, fontsize=9)
             column[3].imshow(images[i] - match.hu, cmap="RdBu_r", vmin=-600, vmax=600)
-            column[0].set_title(f"{distances[name]['features'][i]:.2f}", fontsize=8)
+            column[0].set_title(f"{distances[name]['pixels'][i]:.0f} HU", fontsize=8)
         panels[3, 0].set_ylabel("difference\n(±600 HU)", fontsize=9)
         for axis in panels.ravel():
             axis.set_xticks([])
             axis.set_yticks([])
-        part.suptitle(f"{name}: the {min(count, len(closest))} nearest to a training nodule (distance of features)", fontsize=10)
+        part.suptitle(f"{name}: the {min(count, len(closest))} nearest to a training nodule (root mean square of the difference)", fontsize=10)
     figure.savefig(path, dpi=100)
 
 
