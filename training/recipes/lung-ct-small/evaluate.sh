@@ -36,6 +36,6 @@ run evaluate_control.py "${shuffled[@]}" --num_inference_steps 15 --output_dir "
 run evaluate_steps.py "${features[@]}" --max_samples 3 --mixed_precision "$half" --output_dir "$results/steps" -- --max_samples 2 --num_inference_steps 2 --reference_steps 4
 run evaluate_diversity.py "${features[@]}" --perceptual efficientnet --max_samples 48 --num_inference_steps 15 \
   --output_dir "$results/diversity" -- --max_samples 4 --num_inference_steps 2
-run evaluate_usefulness.py --num_synthetic 300 --max_train_steps 200 --output_dir "$results/usefulness" -- --num_synthetic 8 --num_inference_steps 2 --max_train_steps 4
+run evaluate_usefulness.py --output_dir "$results/usefulness" -- --num_synthetic 8 --num_inference_steps 2 --max_train_steps 4
 run figures.py --baselines "${baselines[@]}" --output_dir "$results/figures" -- --num_maps 1 --num_inference_steps 2
 echo "== results: $results"
