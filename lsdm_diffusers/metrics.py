@@ -118,7 +118,8 @@ def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
     Its bias falls with N: compare figures of one N only, and print real against real at that N beside them.
     """
     _check_features(real, generated)
-    metric = FrechetInceptionDistance(feature=_Features(real.shape[1])).set_dtype(torch.float64)
+    # no sync: one process has all features, the others may be gone
+    metric = FrechetInceptionDistance(feature=_Features(real.shape[1]), sync_on_compute=False).set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
     return float(metric.compute())
@@ -131,7 +132,12 @@ def kernel_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of memory for the features, which the caller holds anyway
         # one subset of the smaller set's size; with N equal it is the whole sets, and nothing is left to chance
-        metric = KernelInceptionDistance(feature=_Features(real.shape[1]), subsets=1 if len(real) == len(generated) else 50, subset_size=size)
+        metric = KernelInceptionDistance(
+            feature=_Features(real.shape[1]),
+            subsets=1 if len(real) == len(generated) else 50,
+            subset_size=size,
+            sync_on_compute=False,
+        )
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
     return float(metric.compute()[0])

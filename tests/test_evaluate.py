@@ -14,6 +14,7 @@ from lsdm_diffusers.metrics import paired_metrics
 from lsdm_diffusers.semantic_map import scaled_hu
 
 from .conftest import tiny_pipeline
+from .test_training import launch
 
 pytest.importorskip("torchmetrics", reason="torchmetrics (the extra eval) is not installed")
 
@@ -57,6 +58,14 @@ def test_tables_of_models_and_arms(tmp_path, train, dataset, models):
         made = np.stack([scaled_hu(decode_image(Image.open(file))) for file in files])
         by_seed.append(paired_metrics(*(torch.from_numpy(images)[:, None] for images in (real, made)))["ssim"].mean().item())
     assert report["results"]["plain"]["ssim"]["mean"] == pytest.approx(np.mean(by_seed), abs=1e-6)
+
+
+def test_two_processes_share_the_images(tmp_path, dataset, models):
+    common = ["--dataset_name", dataset, "--feature_extractor", "efficientnet", "--num_inference_steps", 1]
+    common += ["--pretrained_model_name_or_path", models[1], "--seeds", 0, 1, "--output_dir", tmp_path / "out"]
+    launch("evaluate.py", tmp_path, *common, num_processes=2)
+    assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 2 * 2
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["results"].keys() == {"real slices", "ldm"}
 
 
 def test_other_weights_under_the_same_name_get_images_of_their_own(tmp_path, train, dataset):
