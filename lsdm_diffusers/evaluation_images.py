@@ -88,6 +88,7 @@ def make_missing(accelerator: Accelerator, wanted: dict[Path, object], make: Cal
         batch_size: at most this many are made at a time.
     """
     todo = [item for item in wanted.items() if not item[0].exists()]
+    accelerator.wait_for_everyone()  # until each has listed them: a file made meanwhile would shift the shares
     with accelerator.split_between_processes(todo) as own:
         starts: Iterable[int] = range(0, len(own), batch_size)
         for start in tqdm(starts, desc=description, leave=False, disable=not accelerator.is_local_main_process or not own):

@@ -1,6 +1,11 @@
 """The evaluation through its command line: tables, arms, images made once."""
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +15,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from lsdm_diffusers.ct_dataset import decode_image
+from lsdm_diffusers.evaluation_images import make_missing, read_hu
 from lsdm_diffusers.metrics import paired_metrics
 from lsdm_diffusers.semantic_map import scaled_hu
 
@@ -66,6 +72,29 @@ def test_two_processes_share_the_images(tmp_path, dataset, models):
     launch("evaluate.py", tmp_path, *common, num_processes=2)
     assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 2 * 2
     assert json.loads((tmp_path / "out" / "results.json").read_text())["results"].keys() == {"real slices", "ldm"}
+
+
+def test_a_process_that_lists_late_still_makes_its_share(tmp_path):
+    barrier = threading.Barrier(2)
+
+    class Process:
+        """What `make_missing` asks of an accelerator, for one of two threads."""
+
+        def __init__(self, rank):
+            self.rank, self.is_local_main_process = rank, False
+            self.wait_for_everyone = partial(barrier.wait, timeout=60)
+            self.autocast = nullcontext
+
+        def split_between_processes(self, items):
+            return nullcontext(items[len(items) // 2 :] if self.rank else items[: len(items) // 2])
+
+    def run(rank):
+        time.sleep(0.5 * rank)  # unless it waited, the other would have made its images by now
+        make_missing(Process(rank), {tmp_path / f"{i}.png": i for i in range(4)}, lambda told: [np.full((8, 8), told[0])], "images")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(2)))
+    assert [read_hu(tmp_path / f"{i}.png")[0, 0] for i in range(4)] == [0, 1, 2, 3]
 
 
 def test_other_weights_under_the_same_name_get_images_of_their_own(tmp_path, train, dataset):

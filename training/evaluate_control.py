@@ -164,6 +164,7 @@ def generate_all(args, accelerator, rows):
     folder, sets = args.output_dir / "nodules", arm_sets(args)
     numbers = [n for n in range(len(work[: args.max_nodules])) if not all((folder / f"{n:04d}-{name}.npz").exists() for name in sets)]
     seconds, made = 0.0, 0
+    accelerator.wait_for_everyone()  # until each has listed them: a nodule made meanwhile would shift the shares
     with accelerator.split_between_processes(numbers) as own:
         for number in tqdm(own, desc="nodules", disable=not accelerator.is_local_main_process):
             row, nodule = work[number]

@@ -7,14 +7,17 @@ set -euo pipefail
 output=$1
 source "$(dirname "$0")/phase.sh"
 
-ldm() { # LDM: the same U-Net without SPADE, told the map by E(m) alone; all of its crops, half of its slices
+ldm() { # LDM: the same U-Net without SPADE, told the map by E(m) alone; as many crops and slices
   local unet=(--pretrained_vae "$output/vae" --latents_dir "$output/latents" --random_flip --blank_background --prediction_type v_prediction
     --nodule_weight 4 --ema_max_decay 0.999 --mixed_precision "$half")
   phase train_unet.py "$output/ldm-crops" 3000 "${unet[@]}" --spade_blocks none --crop_size 256 --train_batch_size 2 --learning_rate 6e-4 \
     --nodule_probability 0.15 --block_out_channels 32 64 128 192 --attention_levels 0 0 0 1 --layers_per_block 1 --norm_num_groups 16 \
     --attention_head_dim 16 --validation_steps 1500
-  phase train_unet.py "$output/ldm" 3150 "${unet[@]}" --pretrained_unet "$output/ldm-crops/pipeline/unet" --crop_size 512 --train_batch_size 1 \
-    --lr_scheduler cosine --lr_warmup_steps 30 --nodule_probability 0.1 --learning_rate 4e-4 --validation_steps 900
+  local slices=(--crop_size 512 --train_batch_size 1 --lr_scheduler cosine --lr_warmup_steps 30 --nodule_probability 0.1)
+  phase train_unet.py "$output/ldm-slices" 3150 "${unet[@]}" "${slices[@]}" --pretrained_unet "$output/ldm-crops/pipeline/unet" \
+    --learning_rate 4e-4 --validation_steps 900
+  phase train_unet.py "$output/ldm" 3150 "${unet[@]}" "${slices[@]}" --pretrained_unet "$output/ldm-slices/pipeline/unet" \
+    --learning_rate 3e-4 --validation_steps 900
 }
 
 spade_gan() { # a step of the GAN costs several of the U-Net's: it sees fewer slices in the same time
