@@ -18,6 +18,7 @@ from .semantic_map import HU_MAX, HU_MIN
 RATED = ("texture", "spiculation", "lobulation")
 POLES = {"malignancy": ("benign", "malignant")} | {feature: (f"{feature} 1", f"{feature} 5") for feature in RATED}
 BY_NAME = {"judge": "judge", "decoded judge": "judge, through the autoencoder", "classifier": "guiding classifier"}
+DIAMETERS = (6.0, 8.0)  # mm, between the size classes of the Fleischner guidelines (MacMahon et al. 2017)
 BINS = np.arange(HU_MIN, HU_MAX + 9, 8)  # HU, edges
 
 
@@ -106,6 +107,7 @@ class ControlReport:
     def tables(self) -> list[Table]:
         """Every table of the report."""
         doses = [self.dose(feature) for feature in NODULE_FEATURES]
+        doses.insert(1, self.area_by_size())
         tables = [self.ceiling(), self.own_rating(), *doses, self.transfer(), self.matrix(), self.rating_correlations(), self.controls()]
         return [*tables, self.obedience(), *self.plausibility(), self.locality(), self.texture()]
 
@@ -172,6 +174,26 @@ class ControlReport:
             "guiding classifier in standard deviations of the real nodules; shape and margin of the nodules that both arms show."
         )
         return Table(f"Dose-response: {feature}", caption, rows)
+
+    def area_by_size(self) -> Table:
+        """Area over s of nodules that the map draws small and large."""
+        drawn = [2 * math.sqrt(n.drawn.sum() / math.pi) * n.about["pixel_spacing_mm"] for n in self.nodules]
+        names = [f"< {DIAMETERS[0]:g} mm", f"{DIAMETERS[0]:g} to {DIAMETERS[1]:g} mm", f"≥ {DIAMETERS[1]:g} mm"]
+        columns = {name: there for number, name in enumerate(names) if (there := np.digitize(drawn, DIAMETERS) == number).any()}
+        area = self.figures["area_px"]
+
+        def row(arm):
+            return {name: patient_bootstrap(area[arm][there], self.patients[there]) for name, there in columns.items()}
+
+        rows = {"nodules": {name: str(int(there.sum())) for name, there in columns.items()}, "real": row("real"), "none": row("none")}
+        for pole in POLES["malignancy"]:
+            arms = [f"{pole} s={s:g}" for s in self.scales]
+            rows |= {arm: row(arm) for arm in arms}
+            if len(arms) > 2:
+                means = {name: [area[arm][there].mean() for arm in arms] for name, there in columns.items()}
+                rows[f"Spearman of the mean over s, {pole}"] = {name: float(spearmanr(self.scales, of_s)[0]) for name, of_s in means.items()}
+        caption = f"{self.size}. Area in pixels: HU > -400 within 6 pixels of the drawn nodule; by the diameter of the circle of the drawn area."
+        return Table("Area by the size that the map draws", caption, rows)
 
     def transfer(self) -> Table:
         """The judge's gain over the guiding classifier's."""

@@ -76,6 +76,10 @@ def test_arms_are_paired_kept_and_added_to(common, tmp_path, train):
         "sham + s=16 minus sham -",
     } <= controls.keys()
     assert report["Dose-response: malignancy"]["rows"].keys() >= {"none", "benign s=8", "Spearman of the mean over s, malignant"}
+    sizes = report["Area by the size that the map draws"]["rows"]  # every nodule is in one class
+    assert sum(int(number) for number in sizes["nodules"].values()) == 2
+    areas = [value["mean"] * int(sizes["nodules"][name]) for name, value in sizes["benign s=8"].items()]
+    assert sum(areas) / 2 == pytest.approx(report["Dose-response: malignancy"]["rows"]["benign s=8"]["area [px]"]["mean"])
     transfers = {f"{feature}, s = {s}" for feature in ("texture", "spiculation", "lobulation") for s in (2, 8, 32)}
     assert transfers | {"malignancy, s = 16"} <= report["Transfer"]["rows"].keys()
     assert report["Obedience to the drawn nodule"]["rows"]["real"]["Dice"]["mean"] > 0.9  # the real nodules lie where they are drawn
