@@ -18,6 +18,8 @@ done
 shuffled=()
 [ -f "$output/shuffled_classifier/config.json" ] && shuffled=(--shuffled_classifier "$output/shuffled_classifier") ||
   echo "== no $output/shuffled_classifier: the arm of shuffled labels is left out"
+ddpm=(--ddpm_1000) # its thousand steps are left out of a rehearsal
+[ -n "${REHEARSE:-}" ] && ddpm=()
 lsdm=$(python -c "from lsdm_diffusers import small_checkpoint; print(small_checkpoint())")
 
 run() { # SCRIPT FLAG...; what follows -- is for the rehearsal alone
@@ -33,7 +35,8 @@ run() { # SCRIPT FLAG...; what follows -- is for the rehearsal alone
 run evaluate.py --pretrained_model_name_or_path "LSDM=$lsdm" "${baselines[@]}" --arms none malignancy --seeds 0 1 "${features[@]}" \
   --mixed_precision "$half" --output_dir "$results/tables" -- --max_samples 2 --num_inference_steps 2 --seeds 0
 run evaluate_control.py "${shuffled[@]}" --num_inference_steps 15 --output_dir "$results/control" -- --max_nodules 2 --num_inference_steps 2
-run evaluate_steps.py "${features[@]}" --max_samples 3 --mixed_precision "$half" --output_dir "$results/steps" -- --max_samples 2 --num_inference_steps 2 --reference_steps 4
+run evaluate_steps.py "${features[@]}" --max_samples 3 --mixed_precision "$half" "${ddpm[@]}" --output_dir "$results/steps" \
+  -- --max_samples 2 --num_inference_steps 2 --reference_steps 4
 run evaluate_diversity.py "${features[@]}" --perceptual efficientnet --max_samples 48 --num_inference_steps 15 \
   --output_dir "$results/diversity" -- --max_samples 4 --num_inference_steps 2
 run evaluate_usefulness.py --output_dir "$results/usefulness" -- --num_synthetic 8 --num_inference_steps 2 --max_train_steps 4
