@@ -74,16 +74,18 @@ def scaled_pixels(image: PIL.Image.Image) -> np.ndarray:
 
 
 def pixels_of(image: PIL.Image.Image, semantic_map: np.ndarray, blank_background: bool) -> np.ndarray:
-    """`scaled_pixels` of a slice; with `blank_background`, -1 wherever background of its map (H, W) is joined to the border and off the skin.
-
-    Table and clothes, which no label tells from air, go with that.
-    """
+    """`scaled_pixels` of a slice; with `blank_background`, -1 `outside_body` of its map (H, W)."""
     pixels = scaled_pixels(image)
     if blank_background:
-        regions, _ = label(np.pad(semantic_map == SemanticLabel.BACKGROUND, 1, constant_values=True))
-        outside = (regions == regions[0, 0])[1:-1, 1:-1]
-        pixels[outside & ~binary_dilation(~outside, iterations=3)] = -1
+        pixels[outside_body(semantic_map)] = -1
     return pixels
+
+
+def outside_body(semantic_map: np.ndarray) -> np.ndarray:
+    """Mask (H, W) of the background that is joined to the border and off the skin: table and clothes, which no label tells from air, lie there."""
+    regions, _ = label(np.pad(semantic_map == SemanticLabel.BACKGROUND, 1, constant_values=True))
+    outside = (regions == regions[0, 0])[1:-1, 1:-1]
+    return outside & ~binary_dilation(~outside, iterations=3)
 
 
 def row_kinds(split: Dataset) -> np.ndarray:

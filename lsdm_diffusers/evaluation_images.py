@@ -1,7 +1,9 @@
 """What the evaluation scripts share: pipelines opened by name, and images that are made once and kept."""
 
+import argparse
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -55,12 +57,43 @@ def model_paths(given: list[str], flag: str = "--pretrained_model_name_or_path")
 
 
 def weights_digest(pipe: DiffusionPipeline) -> str:
-    """Eight digits of the weights: images of other weights under the same name must not be taken for this model's."""
+    """Eight digits of weights and settings: images of others under the same name must not be taken for this model's."""
     digest = hashlib.sha256()
     for name, part in sorted(pipe.components.items()):
+        if part is not None:
+            settings = {key: value for key, value in part.config.items() if not key.startswith("_")}
+            digest.update(f"{name} {json.dumps(settings, sort_keys=True, default=str)}".encode())
         if isinstance(part, torch.nn.Module):
-            digest.update(name.encode() + b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in part.state_dict().values()))
+            digest.update(b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in part.state_dict().values()))
     return digest.hexdigest()[:8]
+
+
+def data_of(args: argparse.Namespace, splits: dict) -> dict[str, object]:
+    """What says which maps the numbers of a run's images stand for, for `check_run`."""
+    patients = hashlib.sha256(repr({name: list(split["patient_id"]) for name, split in sorted(splits.items())}).encode())
+    return {"dataset": Path(args.dataset_name or args.train_data_dir).name, "patients": patients.hexdigest()[:8], "split": args.split}
+
+
+def check_run(accelerator: Accelerator, output_dir: Path, run: dict[str, object]) -> None:
+    """Write `run.json`, what the images of a folder were made of.
+
+    Raises:
+        SystemExit: where the folder has one that differs.
+    """
+    file, run = output_dir / "run.json", {name: str(value) for name, value in run.items()}
+    if file.exists():
+        kept = json.loads(file.read_text())
+        other = [f"{name} {kept.get(name)} (not {run.get(name)})" for name in sorted(kept.keys() | run) if kept.get(name) != run.get(name)]
+        if other:
+            raise SystemExit(f"--output_dir {output_dir} has what was made with {', '.join(other)}; take another folder.")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_atomically(file, (json.dumps(run, indent=1) + "\n").encode())
+
+
+def noise_seed(seed: int, number: int) -> int:
+    """The seed of the noise of a map by its number in the split, for one of the seeds of a run; no two share it below a million maps."""
+    return 1_000_003 * seed + number
 
 
 def image_folder(output_dir: Path, pipe: DiffusionPipeline, num_inference_steps: int, mixed_precision: str) -> Path:

@@ -19,7 +19,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from .autoencoder_loss import EfficientNetDistance, perceptual_distance
+from .autoencoder_loss import EfficientNetDistance
 
 EXTRACTORS = ("inception", "dinov2", "efficientnet")
 DINOV2 = "facebook/dinov2-base"
@@ -143,30 +143,33 @@ def kernel_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
     return float(metric.compute()[0])
 
 
-def paired_metrics(real: torch.Tensor, generated: torch.Tensor, lpips: bool = False) -> dict[str, torch.Tensor]:
+def paired_metrics(real: torch.Tensor, generated: torch.Tensor, lpips: Callable | None = None, batch_size: int = 16) -> dict[str, torch.Tensor]:
     """SSIM, MS-SSIM (where edges are above 160 pixels) and PSNR of each pair of slices, (N,) each; LPIPS where `lpips` asks for it.
 
     Args:
         real: (N, 1, H, W) in [-1, 1].
         generated: likewise.
-        lpips: whether to fetch VGG16 for LPIPS (Zhang et al. 2018).
+        lpips: `perceptual_distance("lpips")` (Zhang et al. 2018); None for no LPIPS.
+        batch_size: pairs that are compared at a time, which bounds the memory.
 
     Raises:
         ValueError: for shapes that differ.
-        RuntimeError: where LPIPS' weights cannot be had.
     """
     _check_images("real", real)
     if real.shape != generated.shape:
         raise ValueError(f"`generated` has the shape {tuple(generated.shape)}, but that of `real`, {tuple(real.shape)}, is needed.")
-    figures = {"ssim": ssim(generated, real, data_range=2.0, reduction="none")}
-    if min(real.shape[2:]) > 160:
-        figures["ms_ssim"] = ms_ssim(generated, real, data_range=2.0, reduction="none")
-    figures["psnr"] = psnr(generated, real, data_range=2.0, reduction="none", dim=(1, 2, 3))
-    if lpips:
-        distance = perceptual_distance("lpips")
-        with torch.no_grad():
-            figures["lpips"] = torch.stack([distance(a[None], b[None]) for a, b in zip(generated, real, strict=True)])
-    return {name: values.reshape(len(real)) for name, values in figures.items()}
+    figures: dict[str, list] = {}
+    for a, b in zip(generated.split(batch_size), real.split(batch_size), strict=True):
+        some = {"ssim": ssim(a, b, data_range=2.0, reduction="none")}
+        if min(real.shape[2:]) > 160:
+            some["ms_ssim"] = ms_ssim(a, b, data_range=2.0, reduction="none")
+        some["psnr"] = psnr(a, b, data_range=2.0, reduction="none", dim=(1, 2, 3))
+        if lpips is not None:
+            with torch.no_grad():
+                some["lpips"] = torch.stack([lpips(x[None], y[None]) for x, y in zip(a, b, strict=True)])
+        for name, values in some.items():
+            figures.setdefault(name, []).append(values.reshape(len(a)))
+    return {name: torch.cat(values) for name, values in figures.items()}
 
 
 def patient_bootstrap(values: np.ndarray, patients: np.ndarray, over: np.ndarray | None = None, repetitions: int = 2000, seed: int = 0) -> dict:
@@ -175,7 +178,7 @@ def patient_bootstrap(values: np.ndarray, patients: np.ndarray, over: np.ndarray
     With `over` (N,), the mean of `values` divided by that of `over`, both of the same draws.
 
     Returns:
-        {"mean": float, "interval": [low, high]}.
+        {"mean": float, "interval": [low, high]}; one patient has no interval, so NaN.
 
     Raises:
         ValueError: for lengths that differ, or no values.
@@ -187,7 +190,7 @@ def patient_bootstrap(values: np.ndarray, patients: np.ndarray, over: np.ndarray
     _, of_patient = np.unique(patients, return_inverse=True)
     sums, counts = np.bincount(of_patient, values), np.bincount(of_patient, over)
     drawn = np.random.default_rng(seed).integers(len(sums), size=(repetitions, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1) if len(sums) > 1 else [np.nan]
     return {"mean": float(values.sum() / over.sum()), "interval": [float(bound) for bound in np.quantile(means, (0.025, 0.975))]}
 
 

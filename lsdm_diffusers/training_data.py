@@ -1,4 +1,4 @@
-"""What the training scripts share: the flags that name a dataset, its two splits, rows of splits and streams, and where to crop."""
+"""What the training scripts share: the flags that name a dataset, its splits, rows of splits and streams, and where to crop."""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -27,10 +27,10 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
 
 
 def open_splits(args: argparse.Namespace) -> dict[str, Dataset | IterableDataset]:
-    """The splits "train" (with `--max_train_samples`, a part of it) and "validation" of the dataset that the flags name.
+    """The splits of the dataset that the flags name, of "train" a part with `--max_train_samples`.
 
     Raises:
-        SystemExit: for a dataset without these splits, or `--max_train_samples` below 1.
+        SystemExit: for a dataset without the splits "train" and "validation", or `--max_train_samples` below 1.
     """
     source = args.dataset_name or args.train_data_dir
     if args.max_train_samples is not None and args.max_train_samples < 1:
@@ -45,7 +45,7 @@ def open_splits(args: argparse.Namespace) -> dict[str, Dataset | IterableDataset
         else:
             drawn = np.random.default_rng(args.seed).permutation(len(train))[: args.max_train_samples]
             train = train.select(np.sort(drawn))
-    return {"train": train, "validation": splits["validation"]}
+    return {**splits, "train": train}
 
 
 def rows_of_kind(split: Dataset | IterableDataset, wanted: Callable[[str], bool]) -> Dataset | IterableDataset:

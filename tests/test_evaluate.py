@@ -66,6 +66,47 @@ def test_tables_of_models_and_arms(tmp_path, train, dataset, models):
     assert report["results"]["plain"]["ssim"]["mean"] == pytest.approx(np.mean(by_seed), abs=1e-6)
 
 
+@pytest.fixture
+def dataset_with_table(tmp_path, dataset):
+    """A third split, whose slices lie on a table: eight bright rows below the body, which the map calls background."""
+
+    def on_table(row):
+        labels, image = np.array(row["semantic_map"]), np.array(row["image"])
+        labels[88:], image[88:] = 0, 1500
+        return {"semantic_map": Image.fromarray(labels), "image": Image.fromarray(image)}
+
+    splits = load_dataset(str(dataset))
+    splits["test"] = splits["validation"].filter(lambda kind: kind != "nodule", input_columns="kind")
+    splits["test"] = splits["test"].map(on_table, features=splits["test"].features)
+    (tmp_path / "with-table").mkdir()
+    for name, rows in splits.items():
+        rows.to_parquet(tmp_path / "with-table" / f"{name}-00000-of-00001.parquet")
+    return tmp_path / "with-table"
+
+
+def test_a_split_of_any_name_without_its_table(tmp_path, train, dataset_with_table, models):
+    common = ["--dataset_name", dataset_with_table, "--feature_extractor", "efficientnet", "--num_inference_steps", 1]
+    common += ["--pretrained_model_name_or_path", models[1], "--output_dir", tmp_path / "out"]
+    train("evaluate.py", *common, "--split", "test", "--blank_background", "--sample_batch_size", 2)
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "split test" in report["setting"] and report["setting"].endswith("without table and clothes")
+    assert "deviation" not in report["results"]["ldm"]["ssim"]  # of one seed
+    rows = load_dataset(str(dataset_with_table), split="test")
+    real, made = (
+        torch.from_numpy(np.stack([scaled_hu(hu) for hu in slices]))[:, None]
+        for slices in (
+            [decode_image(row["image"]) for row in rows],
+            [read_hu(file) for file in sorted((tmp_path / "out" / "images").rglob("*.png"))],
+        )
+    )
+    real[:, :, 91:], made[:, :, 91:] = -1, -1  # three rows of the table are as near as skin
+    expected = paired_metrics(real, made)
+    assert report["results"]["ldm"]["ssim"]["mean"] == pytest.approx(expected["ssim"].mean().item(), abs=1e-6)
+    assert report["results"]["ldm"]["psnr"]["mean"] == pytest.approx(expected["psnr"].mean().item(), abs=1e-5)
+    with pytest.raises(SystemExit, match=r"has what was made with split test \(not validation\); take another folder"):
+        train("evaluate.py", *common)
+
+
 def test_two_processes_share_the_images(tmp_path, dataset, models):
     common = ["--dataset_name", dataset, "--feature_extractor", "efficientnet", "--num_inference_steps", 1]
     common += ["--pretrained_model_name_or_path", models[1], "--seeds", 0, 1, "--output_dir", tmp_path / "out"]
@@ -110,7 +151,7 @@ def test_other_weights_under_the_same_name_get_images_of_their_own(tmp_path, tra
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--split", "test"), "--split is test, but one of"),
+        (("--split", "holdout"), "--split is holdout, but one of"),
         (("--scheduler", "NoScheduler"), "--scheduler is NoScheduler, but a scheduler class of diffusers is needed"),
         (("--pretrained_model_name_or_path", "MODEL", "MODEL"), "twice; tell them apart by NAME=PATH"),
     ],

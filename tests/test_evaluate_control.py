@@ -105,7 +105,7 @@ def test_wrong_flags_say_what_is_allowed(common, train, flags, message):
 def test_a_folder_is_of_one_run(common, tmp_path, train):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text('{"seed": "7"}')
-    with pytest.raises(SystemExit, match="has nodules of other flags"):
+    with pytest.raises(SystemExit, match=r"has what was made with .*seed 7 \(not 0\)"):
         train("evaluate_control.py", *common)
 
 

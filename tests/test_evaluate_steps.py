@@ -38,7 +38,7 @@ def test_more_steps_come_nearer_to_the_reference(tmp_path, train, common):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--split", "test"), "--split is test, but one of"),
+        (("--split", "holdout"), "--split is holdout, but one of"),
         (("--max_samples", 0), "--max_samples is 0, but at least 1 is needed"),
         (("--num_inference_steps", 10, 0), "--num_inference_steps is 0, but at least 1 is needed"),
     ],

@@ -42,7 +42,7 @@ def test_a_figure_of_a_classifier_needs_it(tmp_path, train, common):
     [
         (("--window", 32), "--window is 32, but at least the 64 pixels"),
         (("--min_area", 5000), "no nodules of --min_area 5000 pixels in --window 96"),
-        (("--split", "test"), "--split is test, but one of"),
+        (("--split", "holdout"), "--split is holdout, but one of"),
     ],
 )
 def test_wrong_flags_say_what_is_allowed(train, common, flags, message):

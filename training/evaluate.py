@@ -23,15 +23,26 @@ from accelerate import Accelerator
 from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 
-from lsdm_diffusers.ct_dataset import decode_image, write_atomically
-from lsdm_diffusers.evaluation_images import make_missing, model_paths, open_pipeline, read_hu, sample_hu, weights_digest
+from lsdm_diffusers.autoencoder_loss import perceptual_distance
+from lsdm_diffusers.ct_dataset import decode_image, outside_body, write_atomically
+from lsdm_diffusers.evaluation_images import (
+    check_run,
+    data_of,
+    make_missing,
+    model_paths,
+    noise_seed,
+    open_pipeline,
+    read_hu,
+    sample_hu,
+    weights_digest,
+)
 from lsdm_diffusers.guidance import crop_box
 from lsdm_diffusers.map_obedience import label_dice, nodule_obedience
 from lsdm_diffusers.metrics import EXTRACTORS, feature_extractor, features_of, frechet_distance, kernel_distance, paired_metrics
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
 from lsdm_diffusers.nodule_windows import rated_features
 from lsdm_diffusers.publishing import evaluation_results
-from lsdm_diffusers.semantic_map import PALETTE, find_nodules, scaled_hu
+from lsdm_diffusers.semantic_map import HU_MIN, PALETTE, find_nodules, scaled_hu
 from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind
 
 ARMS = ("none", *NODULE_FEATURES, "all")
@@ -50,11 +61,15 @@ def parse_args():
     models.add_argument("--scheduler", default=None, help="name of a diffusers scheduler class; default: each pipeline's own")
     models.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps")
     models.add_argument("--seeds", type=int, nargs="+", default=[0], help="one image of each map and seed")
+    models.add_argument("--sample_batch_size", type=int, default=1, help="slices sampled together; all of one size")
     models.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="of sampling; bf16 needs hardware for it")
     data = add_data_arguments(parser)
     data.add_argument("--split", default="validation", help="split whose maps are drawn and whose slices are compared")
     data.add_argument("--max_samples", type=int, default=None, help="evaluate on this many slices, evenly spread; default: all")
     metrics = parser.add_argument_group("metrics")
+    metrics.add_argument(
+        "--blank_background", action="store_true", help="compare without table and clothes, for models that were trained with this flag"
+    )
     metrics.add_argument("--feature_extractor", choices=EXTRACTORS, default="inception", help="network of FID and KID; efficientnet works offline")
     metrics.add_argument("--lpips", action="store_true", help="LPIPS too; fetches VGG weights")
     parser.add_argument("--seed", type=int, default=0, help="which training slices stand against the real ones, where --max_train_samples draws")
@@ -63,10 +78,8 @@ def parse_args():
 
 
 def features_asked(row, arm, pipe):
-    """`nodule_features` of an arm: for each nodule of the map its true ratings, of the features that the arm guides."""
-    if arm == "none":
-        return None
-    return [rated_features(row, [f for f in NODULE_FEATURES if arm in (f, "all") and getattr(pipe, f"{f}_classifier", None) is not None])]
+    """The map's entry of `nodule_features`: for each nodule its true ratings, of the features that the arm guides."""
+    return rated_features(row, [f for f in NODULE_FEATURES if arm in (f, "all") and getattr(pipe, f"{f}_classifier", None) is not None])
 
 
 def arms_of(pipe, args):
@@ -96,8 +109,16 @@ def crops_of(rows, slices):
     return torch.from_numpy(np.stack(crops))[:, None] if crops else None
 
 
-def as_batch(slices):
+def as_batch(rows, slices, blank):
+    """Slices (HU) as metrics take them; with `blank`, air wherever the body of the row's map is not."""
+    if blank:
+        slices = [np.where(outside_body(np.asarray(row["semantic_map"])), HU_MIN, hu) for row, hu in zip(rows, slices, strict=True)]
     return torch.from_numpy(scaled_hu(np.stack(slices).astype(np.float32)))[:, None]
+
+
+def over_seeds(values):
+    """Mean and, where there are several, standard deviation."""
+    return {"mean": float(np.mean(values))} | ({"deviation": float(np.std(values, ddof=1))} if len(values) > 1 else {})
 
 
 def spread(number, limit):
@@ -123,13 +144,14 @@ def generate_all(args, accelerator, rows):
             folders[name, arm] = {seed: root / f"seed-{seed}" for seed in args.seeds}
 
             def make(told, pipe=pipe, arm=arm):
-                (i, seed), labels = told[0], np.asarray(rows[told[0][0]]["semantic_map"])
-                features = features_asked(rows[i], arm, pipe)
+                some = [rows[i] for i, _ in told]
+                noise = [noise_seed(seed, row["number"]) for row, (_, seed) in zip(some, told, strict=True)]
+                features = None if arm == "none" else [features_asked(row, arm, pipe) for row in some]
                 wanted = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale, "nodule_features": features}
-                return sample_hu(pipe, [labels], [1000 * seed + i], **wanted)
+                return sample_hu(pipe, [np.asarray(row["semantic_map"]) for row in some], noise, **wanted)
 
             wanted = {folder / f"{row['number']}.png": (i, seed) for seed, folder in folders[name, arm].items() for i, row in enumerate(rows)}
-            make_missing(accelerator, wanted, make, f"{name}, {arm}")
+            make_missing(accelerator, wanted, make, f"{name}, {arm}", args.sample_batch_size)
     return folders
 
 
@@ -141,15 +163,25 @@ def main():
         extractor = feature_extractor(args.feature_extractor)
     except RuntimeError as error:
         raise SystemExit(f"--feature_extractor {args.feature_extractor}: {error}") from None
+    try:
+        distance = perceptual_distance("lpips") if args.lpips else None
+    except RuntimeError as error:
+        raise SystemExit(f"--lpips: {error}") from None
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     splits = open_splits(args)
     if args.split not in splits:
         raise SystemExit(f"--split is {args.split}, but one of {sorted(splits)} is needed.")
-    listing = {name: rows_of_kind(split, lambda kind: kind != "nodule").filter(bool, input_columns="nodules") for name, split in splits.items()}
+    listing = {
+        name: rows_of_kind(splits[name], lambda kind: kind != "nodule").filter(bool, input_columns="nodules")
+        for name in {args.split, "train" if args.split != "train" else "validation"}
+    }
     if not all(len(split) for split in listing.values()):
         raise SystemExit(f"The dataset {args.dataset_name or args.train_data_dir} has a split without nodules, which cannot be evaluated.")
     chosen = spread(len(listing[args.split]), args.max_samples)
     rows = [{**listing[args.split][int(i)], "number": int(i)} for i in chosen]
+    if len(rows) < 2:
+        raise SystemExit(f"--split {args.split} has {len(rows)} slice(s) to evaluate, but FID needs at least 2.")
+    check_run(accelerator, args.output_dir, data_of(args, splits))
     folders = generate_all(args, accelerator, rows)
     if not accelerator.is_main_process:
         return
@@ -158,9 +190,11 @@ def main():
     took = {}
 
     def extract(images):
-        start = time.perf_counter()
-        features = features_of(images.to(accelerator.device), extractor, args.output_dir / "features")
-        took.setdefault("features", []).append((time.perf_counter() - start, len(images)))
+        cache, start = args.output_dir / "features", time.perf_counter()
+        known = set(cache.glob("*.npy"))
+        features = features_of(images.to(accelerator.device), extractor, cache)
+        what = "cached features" if known == set(cache.glob("*.npy")) else "features"
+        took.setdefault(what, []).append((time.perf_counter() - start, len(images)))
         return features
 
     def clocked(name, count, run):
@@ -170,20 +204,21 @@ def main():
         return result
 
     def figures_of(slices):
-        figures = set_distances(real, as_batch(slices), extract)
-        pairs = clocked("pairs", len(slices), lambda: paired_metrics(real, as_batch(slices), args.lpips))
+        batch = as_batch(rows, slices, args.blank_background)
+        figures = set_distances(real, batch, extract)
+        pairs = clocked("pairs", len(slices), lambda: paired_metrics(real, batch, distance))
         figures |= {name: float(values.mean()) for name, values in pairs.items()}
         figures |= set_distances(real_crops, crops_of(rows, slices), extract, "nodule_")
         return figures | clocked("obedience", len(slices), lambda: obedience(rows, slices))
 
     real_slices = [decode_image(row["image"]) for row in rows]
-    real, real_crops = as_batch(real_slices), crops_of(rows, real_slices)
-    others = listing["train"] if args.split != "train" else listing["validation"]
+    real, real_crops = as_batch(rows, real_slices, args.blank_background), crops_of(rows, real_slices)
+    others = next(split for name, split in listing.items() if name != args.split)
     others = [others[int(i)] for i in spread(len(others), len(rows))]
     other_slices = [decode_image(row["image"]) for row in others]
-    yardstick = set_distances(real, as_batch(other_slices), extract)
+    yardstick = set_distances(real, as_batch(others, other_slices, args.blank_background), extract)
     yardstick |= set_distances(real_crops, crops_of(others, other_slices), extract, "nodule_") | obedience(rows, real_slices)
-    results = {"real slices": {name: {"mean": value, "deviation": 0.0} for name, value in yardstick.items()}}
+    results = {"real slices": {name: {"mean": value} for name, value in yardstick.items()}}
     shown = {}
     for (name, arm), of_seed in folders.items():
         by_seed = []
@@ -192,13 +227,13 @@ def main():
             by_seed.append(figures_of(slices))
             shown.setdefault(name if arm == "none" else f"{name} + {arm}", slices)
         key = name if arm == "none" else f"{name} + {arm}"
-        results[key] = {f: {"mean": float(np.mean([s[f] for s in by_seed])), "deviation": float(np.std([s[f] for s in by_seed]))} for f in by_seed[0]}
+        results[key] = {figure: over_seeds([some[figure] for some in by_seed]) for figure in by_seed[0]}
 
     speed = {name: sum(n for _, n in pairs) / sum(seconds for seconds, _ in pairs) for name, pairs in took.items()}
     patients = len({row["patient_id"] for row in rows})
     setting = f"{len(rows)} slices of {patients} patients (split {args.split}), {len(real_crops)} nodules, {len(args.seeds)} seed(s); "
     setting += f"{args.num_inference_steps} steps, {args.scheduler or 'own scheduler'}, s = {args.guidance_scale:g}; "
-    setting += f"features of {args.feature_extractor}"
+    setting += f"features of {args.feature_extractor}" + ("; without table and clothes" if args.blank_background else "")
     dataset = args.dataset_name or args.train_data_dir
     report = {"setting": setting, "dataset": Path(dataset).name if Path(dataset).exists() else dataset, "split": args.split}
     report |= {"feature_extractor": args.feature_extractor, "results": results, "images_a_second": speed}
@@ -214,6 +249,10 @@ def main():
     print(table)
 
 
+def cell(figure):
+    return f"{figure['mean']:.3f}" + (f" ± {figure['deviation']:.3f}" if "deviation" in figure else "")
+
+
 def markdown(results, setting):
     """Table 5.1 (whole slices), Table 5.2 (nodule crops) and obedience: a row for each figure, a column for each method."""
     parts = {
@@ -226,7 +265,7 @@ def markdown(results, setting):
         lines += [f"## {title}", "", "| | " + " | ".join(results) + " |", "|---" * (1 + len(results)) + "|"]
         for name in names:
             if any(name in figures for figures in results.values()):
-                cells = [f"{f[name]['mean']:.3f} ± {f[name]['deviation']:.3f}" if name in f else "" for f in results.values()]
+                cells = [cell(figures[name]) if name in figures else "" for figures in results.values()]
                 arrow = {"low": " ↓", "high": " ↑"}.get(BETTER.get(name), "")
                 lines.append(f"| {name}{arrow} | " + " | ".join(cells) + " |")
         lines.append("")

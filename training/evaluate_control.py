@@ -26,6 +26,7 @@ from lsdm_diffusers.control_arms import arm_figures, read_kept, read_real, real_
 from lsdm_diffusers.control_pictures import dose_picture, ladder_picture, locality_picture, matrix_picture
 from lsdm_diffusers.control_report import RATED, ControlReport
 from lsdm_diffusers.ct_dataset import decode_image, write_atomically
+from lsdm_diffusers.evaluation_images import check_run, data_of, weights_digest
 from lsdm_diffusers.guidance import crop_box
 from lsdm_diffusers.metrics import feature_extractor
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
@@ -42,7 +43,8 @@ FULL_SCALES = (2, 32)  # of texture, spiculation and lobulation, besides --featu
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = add_data_arguments(parser)
-    data.add_argument("--max_nodules", type=int, default=None, help="default: every nodule of the validation maps")
+    data.add_argument("--split", default="validation", help="split whose maps are drawn and whose real nodules the judge is fitted on")
+    data.add_argument("--max_nodules", type=int, default=None, help="default: every nodule of the split's maps")
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--pretrained_model_name_or_path", default=None, help="folder or Hub id of a pipeline; default: the shipped checkpoint")
     sampling.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps")
@@ -50,10 +52,10 @@ def parse_args():
     sampling.add_argument("--seed", type=int, default=0, help="of the noise; each nodule has its own")
     sampling.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="of sampling; bf16 needs hardware for it")
     arms = parser.add_argument_group("arms")
-    arms.add_argument("--scales", type=float, nargs="+", default=[0.5, 1, 2, 4, 8, 16, 32], help="s of malignancy")
-    arms.add_argument("--feature_scale", type=float, default=8, help="s of texture, spiculation and lobulation; one of --scales")
+    arms.add_argument("--scales", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0], help="s of malignancy")
+    arms.add_argument("--feature_scale", type=float, default=8.0, help="s of texture, spiculation and lobulation; one of --scales")
     arms.add_argument("--full", action="store_true", help="these three at s = 2 and 32 too")
-    arms.add_argument("--sham_scale", type=float, default=16, help="s of the sham and shuffled arms; one of --scales")
+    arms.add_argument("--sham_scale", type=float, default=16.0, help="s of the sham and shuffled arms; one of --scales")
     arms.add_argument("--shuffled_classifier", type=Path, default=None, help="folder of a malignancy classifier trained with --shuffle_labels")
     parser.add_argument("--analyse_only", action="store_true", help="make no arms; judge those that are there, of a run that still goes on too")
     parser.add_argument("--num_pictures", type=int, default=6, help="nodules in ladder.png")
@@ -145,21 +147,14 @@ class NoduleRun:
         return arrays | ({**self.shared, "unguided_window": unguided} if "none" in made else {})
 
 
-def check_run(args, accelerator):
-    """Stop where the folder has nodules of other flags than those asked for."""
-    unbound = ("output_dir", "max_nodules", "full", "shuffled_classifier", "max_train_samples", "analyse_only", "num_pictures")
-    run = {name: str(value) for name, value in vars(args).items() if name not in unbound}
-    run_file = args.output_dir / "run.json"
-    if run_file.exists() and json.loads(run_file.read_text()) != run:
-        raise SystemExit(f"--output_dir {args.output_dir} has nodules of other flags, which {run_file} names; take another folder.")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_atomically(run_file, (json.dumps(run, indent=1) + "\n").encode())
+def run_of(args, splits, pipes):
+    """What the kept nodules were made of, for `check_run`."""
+    bound = ("num_inference_steps", "window", "seed", "mixed_precision", "scales", "feature_scale", "sham_scale")
+    return data_of(args, splits) | {name: getattr(args, name) for name in bound} | {"weights": weights_digest(pipes["classifier"])}
 
 
-def generate_all(args, accelerator, rows):
+def generate_all(args, accelerator, rows, pipes):
     """Make the arms of every nodule that are not there yet."""
-    pipes = load_pipelines(args, accelerator.device)
     work = [(i, nodule) for i, row in enumerate(rows) for nodule in find_nodules(np.asarray(row["semantic_map"]))]
     folder, sets = args.output_dir / "nodules", arm_sets(args)
     numbers = [n for n in range(len(work[: args.max_nodules])) if not all((folder / f"{n:04d}-{name}.npz").exists() for name in sets)]
@@ -188,23 +183,34 @@ def generate_all(args, accelerator, rows):
     accelerator.wait_for_everyone()
 
 
-def analyse(args, accelerator, validation):
+def fitted_judge(args, accelerator, split):
+    """The judge, and what it was fitted on: (judge, real nodules, their descriptors, network)."""
+    try:
+        extractor = feature_extractor("efficientnet").to(accelerator.device)
+        real = read_real(split)
+        descriptors = describe_nodules(real.hu, real.drawn, real.spacing, extractor)
+        return NoduleJudge(descriptors, real.ratings, real.patients), real, descriptors, extractor
+    except (RuntimeError, ValueError) as error:
+        raise SystemExit(f"--split {args.split} cannot be judged: {error}") from None
+
+
+def analyse(args, accelerator, pipe, rows, judge, real, descriptors, extractor):
     """control.json, control.md and the pictures, of what is there."""
     nodules = read_kept(args.output_dir / "nodules")
     if not nodules:
         raise SystemExit(f"--output_dir {args.output_dir} has no nodules to analyse; leave --analyse_only out.")
-    pipe = load_pipelines(args, accelerator.device)["classifier"]
-    extractor = feature_extractor("efficientnet").to(accelerator.device)
-    real = read_real(validation)
-    descriptors = describe_nodules(real.hu, real.drawn, real.spacing, extractor)
-    judge = NoduleJudge(descriptors, real.ratings, real.patients)
     figures = arm_figures(nodules, judge, extractor, pipe)
     feature_scales = [args.feature_scale, *(s for s in FULL_SCALES if s != args.feature_scale)]
     of_real = real_figures(real, judge, descriptors, extractor, pipe)
     report = ControlReport(nodules, figures, real, of_real, args.scales, feature_scales, args.sham_scale)
     tables = report.tables()
     setting = f"{type(pipe.scheduler).__name__}, {args.num_inference_steps} steps, seed {args.seed}. Judge: logistic and ridge regression on "
-    setting += "features of EfficientNet-Lite0 (ImageNet, frozen) and the measures. Intervals: 95%, from a bootstrap over patients."
+    setting += "features of EfficientNet-Lite0 (ImageNet, frozen) and the measures. Intervals: 95%, from a bootstrap over the nodules' patients"
+    hosts = [row["patient_id"] for row in rows for _ in find_nodules(np.asarray(row["semantic_map"]))][: len(nodules)]
+    if hosts != [nodule.about["patient_id"] for nodule in nodules]:  # a recipe sets nodules into slices of others
+        most = max(map(hosts.count, set(hosts)))
+        setting += f"; the slices that they lie in are of {len(set(hosts))} patients, {most} of the nodules in one's, which no interval knows"
+    setting += "."
     content = {"setting": setting, "tables": {table.title: {"caption": table.caption, "rows": table.rows} for table in tables}}
     content = json.loads(json.dumps(content), parse_constant=lambda _: None)  # NaN is no JSON
     write_atomically(args.output_dir / "control.json", (json.dumps(content, indent=1) + "\n").encode())
@@ -220,12 +226,21 @@ def analyse(args, accelerator, validation):
 def main():
     args = parse_args()
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
-    validation = open_splits(args)["validation"]
-    check_run(args, accelerator)
+    splits = open_splits(args)
+    if args.split not in splits:
+        raise SystemExit(f"--split is {args.split}, but one of {sorted(splits)} is needed.")
+    rows = rows_of_kind(splits[args.split], lambda kind: kind != "nodule").filter(bool, input_columns="nodules")
+    if any(entry["malignancy"] is None for nodules in rows["nodules"] for entry in nodules):
+        raise SystemExit(f"--split {args.split} has nodules without ratings, which say nothing of control.")
+    judged = fitted_judge(args, accelerator, splits[args.split])  # before any nodule is made
+    pipes = load_pipelines(args, accelerator.device)
+    check_run(accelerator, args.output_dir, run_of(args, splits, pipes))
+    if args.shuffled_classifier:
+        check_run(accelerator, args.output_dir / "shuffled", {"shuffled classifier": weights_digest(pipes["shuffled"])})
     if not args.analyse_only:
-        generate_all(args, accelerator, rows_of_kind(validation, lambda kind: kind != "nodule").filter(bool, input_columns="nodules"))
+        generate_all(args, accelerator, rows, pipes)
     if accelerator.is_main_process:
-        analyse(args, accelerator, validation)
+        analyse(args, accelerator, pipes["classifier"], rows, *judged)
 
 
 if __name__ == "__main__":

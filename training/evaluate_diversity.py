@@ -26,7 +26,7 @@ from scipy.spatial.distance import cdist
 from lsdm_diffusers import small_checkpoint
 from lsdm_diffusers.autoencoder_loss import PERCEPTUAL, perceptual_distance
 from lsdm_diffusers.ct_dataset import write_atomically
-from lsdm_diffusers.evaluation_images import image_folder, open_pipeline
+from lsdm_diffusers.evaluation_images import check_run, data_of, image_folder, open_pipeline
 from lsdm_diffusers.guidance import CROP
 from lsdm_diffusers.metrics import EXTRACTORS, feature_extractor, features_of, patient_bootstrap
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
@@ -121,6 +121,7 @@ def main():
         [some[int(i)] for i in np.linspace(0, len(some) - 1, min(len(some), args.max_samples)).astype(int)] for some in (unseen, training)
     )
 
+    check_run(accelerator, args.output_dir, data_of(args, splits))
     root = image_folder(args.output_dir, pipe, args.num_inference_steps, args.mixed_precision)
     sampling = {"batch_size": args.sample_batch_size, "num_inference_steps": args.num_inference_steps}
     guided_by = [feature for feature in args.features if getattr(pipe, f"{feature}_classifier", None) is not None]

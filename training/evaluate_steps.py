@@ -21,11 +21,11 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from lsdm_diffusers import small_checkpoint
-from lsdm_diffusers.ct_dataset import decode_image, write_atomically
-from lsdm_diffusers.evaluation_images import make_missing, open_pipeline, read_hu, sample_hu, weights_digest
+from lsdm_diffusers.ct_dataset import decode_image, outside_body, write_atomically
+from lsdm_diffusers.evaluation_images import check_run, data_of, make_missing, noise_seed, open_pipeline, read_hu, sample_hu, weights_digest
 from lsdm_diffusers.map_obedience import hu_by_label, hu_distances, label_dice, nodule_obedience
 from lsdm_diffusers.metrics import EXTRACTORS, feature_extractor, features_of, frechet_distance, patient_bootstrap
-from lsdm_diffusers.semantic_map import scaled_hu
+from lsdm_diffusers.semantic_map import HU_MIN, scaled_hu
 from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind
 
 SCHEDULERS = {  # Karras' noise levels are a choice of their own: `own` may have them
@@ -62,6 +62,7 @@ def parse_args():
     data = add_data_arguments(parser)
     data.add_argument("--split", default="validation", help="split whose maps are drawn and whose slices are compared")
     data.add_argument("--max_samples", type=int, default=8, help="maps, from all over the split")
+    parser.add_argument("--blank_background", action="store_true", help="FID without table and clothes, for models that were trained with this flag")
     parser.add_argument("--feature_extractor", choices=EXTRACTORS, default="inception", help="network of the FID; efficientnet works offline")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--output_dir", type=Path, required=True, help="for images and results")
@@ -92,7 +93,7 @@ def make_images(args, accelerator, pipe, rows):
             def make(told, steps=steps):
                 file, i = told[0]
                 start = time.perf_counter()
-                noise = 1000 * args.seed + rows[i]["number"]
+                noise = noise_seed(args.seed, rows[i]["number"])
                 made = sample_hu(pipe, [np.asarray(rows[i]["semantic_map"])], [noise], num_inference_steps=steps)
                 write_atomically(file.with_suffix(".seconds"), f"{time.perf_counter() - start:.3f}\n".encode())
                 return made
@@ -125,11 +126,11 @@ def summary(rows, figures):
 
 def set_figures(rows, maps, slices, extract):
     """Distances of a set of slices and their maps from the real slices: HU histograms by label, and FID where the sets are of one size."""
-    real = [row["hu"] for row in rows]
-    distances = hu_distances(hu_by_label([row["labels"] for row in rows], real), hu_by_label(maps, slices))
+    real, drawn = [row["hu"] for row in rows], [row["labels"] for row in rows]
+    distances = hu_distances(hu_by_label(drawn, real), hu_by_label(maps, slices))
     figures = {"hu_distance": {"mean": float(np.mean(list(distances.values())))}, "hu_distance_by_label": distances}
     if len(slices) == len(real) > 1:
-        figures["fid"] = {"mean": frechet_distance(extract(real), extract(slices))}
+        figures["fid"] = {"mean": frechet_distance(extract(drawn, real), extract(maps, slices))}
     return figures
 
 
@@ -161,13 +162,16 @@ def main():
         return [{**row, "labels": np.asarray(row["semantic_map"]), "hu": decode_image(row["image"])} for row in rows]
 
     rows, others = drawn(args.split), drawn("validation" if args.split == "train" else "train")
+    check_run(accelerator, args.output_dir, data_of(args, splits))
     files = make_images(args, accelerator, pipe, rows)
     if not accelerator.is_main_process:
         return
 
     extractor.to(accelerator.device)
 
-    def extract(slices):
+    def extract(maps, slices):
+        if args.blank_background:
+            slices = [np.where(outside_body(labels), HU_MIN, hu) for labels, hu in zip(maps, slices, strict=True)]
         images = torch.from_numpy(scaled_hu(np.stack(slices).astype(np.float32)))[:, None].to(accelerator.device)
         return features_of(images, extractor, args.output_dir / "features")
 
@@ -178,23 +182,29 @@ def main():
     differences = {}
     for (name, steps), some in files.items():
         slices, shown = [read_hu(file) for file in some], rows[: len(some)]
+        key = f"{name}, {steps}" + (f" ({len(some)} of the maps)" if len(some) < len(rows) else "")
         figures = figures_of(shown, slices, reference)
         seconds = float(np.median([float(file.with_suffix(".seconds").read_text()) for file in some]))
-        results[f"{name}, {steps}"] = {"scheduler": name, "steps": steps, "seconds": {"mean": seconds}, **summary(shown, figures)}
-        results[f"{name}, {steps}"] |= set_figures(shown, [row["labels"] for row in shown], slices, extract) if len(some) == len(rows) else {}
+        results[key] = {"scheduler": name, "steps": steps, "seconds": {"mean": seconds}, **summary(shown, figures)}
+        results[key] |= set_figures(shown, [row["labels"] for row in shown], slices, extract) if len(some) == len(rows) else {}
         paired = [{key: a[key] - b[key] for key in DICE if key in a and key in b} for a, b in zip(figures, of_reference, strict=False)]
-        differences[f"{name}, {steps}"] = summary(shown, paired)
+        differences[key] = summary(shown, paired)
 
     patients = len({row["patient_id"] for row in rows})
     setting = f"{len(rows)} maps of {patients} patients (split {args.split}), seed {args.seed}; own scheduler: {own}; features of "
     setting += f"{args.feature_extractor}; seconds on {accelerator.device.type}, {torch.get_num_threads()} thread(s), mixed precision "
-    setting += args.mixed_precision
+    setting += args.mixed_precision + ("; FID without table and clothes" if args.blank_background else "")
     report = {"setting": setting, "feature_extractor": args.feature_extractor, "results": results, "minus_reference": differences}
     write_atomically(args.output_dir / "steps.json", (json.dumps(report, indent=1) + "\n").encode())
     table = markdown(results, differences, setting, args)
     write_atomically(args.output_dir / "steps.md", table.encode())
     draw(results, args.output_dir / "steps.png")
     print(table)
+
+
+def with_interval(figure):
+    interval = " ... ".join(f"{bound:+.3f}" for bound in figure["interval"])
+    return f"{figure['mean']:+.3f}" + ("" if np.isnan(figure["interval"]).any() else f" ({interval})")
 
 
 def markdown(results, differences, setting, args):
@@ -214,7 +224,7 @@ def markdown(results, differences, setting, args):
         lines += ["", "Dice minus that of the reference, same map and noise, 95% intervals over patients:", ""]
         lines += ["| scheduler, steps | " + " | ".join(COLUMNS[name] for name in DICE) + " |", "|---" * (1 + len(DICE)) + "|"]
         for name, figures in differences.items():
-            cells = [f"{f['mean']:+.3f} ({f['interval'][0]:+.3f} ... {f['interval'][1]:+.3f})" if (f := figures.get(d)) else "" for d in DICE]
+            cells = [with_interval(figures[d]) if d in figures else "" for d in DICE]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -3,11 +3,12 @@
     python training/evaluate_usefulness.py --dataset_name lung-ct-small-data --output_dir usefulness
 
 A small network judges clean 64x64 crops: rating >= 3 or <= 2. It is trained from random weights on 10, 25, 50 and 100% of the real training
-nodules, alone or with help - classic augmentation, oversampling of the minority, synthetic nodules with and without guidance - and on synthetic
-nodules alone; each for the same number of steps and with several seeds. It is tested on the real nodules of `--split`. A synthetic nodule is sampled
-from the map of a real training nodule, has that nodule's rating for a label, and is guided by its true ratings. The generator has seen all training
-nodules: the question is what it can stand in for, not whether it finds information of its own. Images and scores are kept, so that an
-interrupted run goes on. Writes `usefulness.json`, `usefulness.md`, `usefulness.png` and `nodules.png`. Intervals: 95%, over patients.
+nodules, alone or with help - classic augmentation, oversampling of the minority, synthetic nodules from maps of the same patients, with and
+without guidance - and on synthetic nodules alone; each for the same number of steps and with several seeds. It is tested on the real nodules of
+`--split`. A synthetic nodule is sampled from the map of a real training nodule, has that nodule's rating for a label, and is guided by its true
+ratings. The generator has seen all training nodules: the question is what it can stand in for, not whether it finds information of its own.
+Images and scores are kept, so that an interrupted run goes on. Writes `usefulness.json`, `usefulness.md`, `usefulness.png` and `nodules.png`.
+Intervals: 95%, over patients.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from tqdm.auto import tqdm
 
 from lsdm_diffusers import small_checkpoint
 from lsdm_diffusers.ct_dataset import part_file, write_atomically
-from lsdm_diffusers.evaluation_images import image_folder, open_pipeline
+from lsdm_diffusers.evaluation_images import check_run, data_of, image_folder, open_pipeline
 from lsdm_diffusers.guidance import CROP
 from lsdm_diffusers.metrics import auc_bootstrap
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES, STEP_WIDTH
@@ -160,6 +161,7 @@ def main():
         raise SystemExit(f"The dataset {args.dataset_name or args.train_data_dir} has a split without rated nodules, which cannot be evaluated.")
 
     chosen = [windows[int(i)] for i in np.linspace(0, len(windows) - 1, min(args.num_synthetic, len(windows))).astype(int)]
+    check_run(accelerator, args.output_dir, data_of(args, splits))
     root = image_folder(args.output_dir, pipe, args.num_inference_steps, args.mixed_precision) / "train-64"
     guidance = "+".join(args.features) + f"-s{args.guidance_scale:g}"
     sampling = {"seed": args.seed, "batch_size": args.sample_batch_size, "num_inference_steps": args.num_inference_steps}
@@ -182,15 +184,19 @@ def main():
         if not file.exists():
             augment, oversample, kind = HELP.get(arm) or (False, False, ALONE[arm])
             subset = first_patients(windows, fraction, seed) if fraction else []
-            crops, labels = torch.cat([real[subset], made[kind]] if kind else [real[subset]]), malignant[subset]
-            labels = torch.cat([labels, made_malignant]) if kind else labels
+            crops, labels = real[subset], malignant[subset]
+            if kind:  # no map or rating of a patient outside the fraction
+                of_patients = {windows[i].patient_id for i in subset} if fraction else {window.patient_id for window in chosen}
+                its = [i for i, window in enumerate(chosen) if window.patient_id in of_patients]
+                crops, labels = torch.cat([crops, made[kind][its]]), torch.cat([labels, made_malignant[its]])
             with part_file(file) as part, open(part, "wb") as opened:
                 np.save(opened, trained_scores(args, crops, labels, test, augment, oversample, seed, accelerator.device))
         scores[arm, fraction].append(np.load(file, allow_pickle=False))
 
     results = evaluated(tested, scores)
     patients = len({window.patient_id for window in tested})
-    setting = f"{len(windows)} real training nodules, {len(chosen)} synthetic ones from as many of their maps ({args.num_inference_steps} steps; "
+    setting = f"{len(windows)} real training nodules, {len(chosen)} synthetic ones from as many of their maps, of which those of its "
+    setting += f"patients go with a share of the real ones ({args.num_inference_steps} steps; "
     setting += f"guided by {', '.join(args.features)}, s = {args.guidance_scale:g}); tested on {len(tested)} real nodules of {patients} patients "
     setting += f"(split {args.split}); {len(args.seeds)} seed(s), {args.max_train_steps} steps of {args.train_batch_size} each"
     report = {"setting": setting, "results": results}
@@ -216,7 +222,7 @@ def evaluated(tested, scores):
                 raise SystemExit("The tested nodules are all of one class, so that there is no AUC.")
             own = np.stack(of_seed)[:, judged]
             by_seed = [auc_bootstrap(some, positive, who, repetitions=1)["mean"] for some in own]
-            entry[name] = {**auc_bootstrap(own, positive, who), "deviation": float(np.std(by_seed))}
+            entry[name] = {**auc_bootstrap(own, positive, who), "deviation": float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else 0.0}
             for other in ("real alone", "augmentation"):
                 if fraction and arm != other:
                     less = np.stack(scores[other, fraction])[:, judged]

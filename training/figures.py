@@ -27,7 +27,17 @@ from matplotlib.patches import Rectangle
 
 from lsdm_diffusers import find_nodules, small_checkpoint
 from lsdm_diffusers.ct_dataset import decode_image, write_atomically
-from lsdm_diffusers.evaluation_images import image_folder, make_missing, model_paths, open_pipeline, read_hu, sample_hu
+from lsdm_diffusers.evaluation_images import (
+    check_run,
+    data_of,
+    image_folder,
+    make_missing,
+    model_paths,
+    noise_seed,
+    open_pipeline,
+    read_hu,
+    sample_hu,
+)
 from lsdm_diffusers.guidance import CROP
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
 from lsdm_diffusers.nodule_gradients import image_gradient, latent_gradient, noisy_nodules
@@ -57,6 +67,8 @@ class Setting:
         if not self.rows or not self.windows:
             raise SystemExit(f"The split {args.split} has no slices, or no nodules of --min_area {args.min_area} pixels in --window {args.window}.")
 
+        check_run(self.accelerator, args.output_dir, data_of(args, splits))
+
     def slices(self, pipe, features=()):
         """A slice (HU) of each row's map, its nodules guided by the true ratings of these features."""
         args = self.args
@@ -67,7 +79,7 @@ class Setting:
         def make(told):
             (row,) = told
             asked = {"nodule_features": [rated_features(row, features)], "guidance_scale": args.guidance_scale} if features else {}
-            seeds = [1000 * args.seed + row["number"]]
+            seeds = [noise_seed(args.seed, row["number"])]
             return sample_hu(pipe, [np.asarray(row["semantic_map"])], seeds, num_inference_steps=args.num_inference_steps, **asked)
 
         make_missing(self.accelerator, files, make, f"slices, {kind}")

@@ -33,10 +33,10 @@ run() { # SCRIPT FLAG...; what follows -- is for the rehearsal alone
 
 # bfloat16 is faster where whole slices are sampled, float32 for windows and crops
 run evaluate.py --pretrained_model_name_or_path "LSDM=$lsdm" "${baselines[@]}" --arms none malignancy --seeds 0 1 "${features[@]}" \
-  --mixed_precision "$half" --output_dir "$results/tables" -- --max_samples 2 --num_inference_steps 2 --seeds 0
-run evaluate_control.py "${shuffled[@]}" --num_inference_steps 15 --output_dir "$results/control" -- --max_nodules 2 --num_inference_steps 2
-run evaluate_steps.py "${features[@]}" --max_samples 3 --mixed_precision "$half" "${ddpm[@]}" --output_dir "$results/steps" \
-  -- --max_samples 2 --num_inference_steps 2 --reference_steps 4
+  --blank_background --mixed_precision "$half" --output_dir "$results/tables" -- --max_samples 2 --num_inference_steps 2 --seeds 0
+run evaluate_control.py "${shuffled[@]}" --full --num_inference_steps 15 --output_dir "$results/control" -- --max_nodules 2 --num_inference_steps 2
+run evaluate_steps.py "${features[@]}" --max_samples 5 --blank_background --mixed_precision "$half" "${ddpm[@]}" \
+  --output_dir "$results/steps" -- --max_samples 2 --num_inference_steps 2 --reference_steps 4
 run evaluate_diversity.py "${features[@]}" --perceptual efficientnet --max_samples 48 --num_inference_steps 15 \
   --output_dir "$results/diversity" -- --max_samples 4 --num_inference_steps 2
 run evaluate_usefulness.py --output_dir "$results/usefulness" -- --num_synthetic 8 --num_inference_steps 2 --max_train_steps 4
