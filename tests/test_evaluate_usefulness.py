@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+from datasets import load_dataset
 
 from .conftest import tiny_pipeline
 
@@ -38,6 +40,25 @@ def test_every_arm_is_trained_and_tested_once(tmp_path, train, common):
     assert len(kept) == 2 * 4 + 8
     train("evaluate_usefulness.py", *common, *flags)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
+
+
+def test_a_share_of_the_patients_gets_no_synthetic_nodules_of_others(tmp_path, train, common, dataset):
+    splits = load_dataset(str(dataset))
+    nodules = [number for number, kind in enumerate(splits["train"]["kind"]) if kind == "nodule"]
+
+    def named(row, number):  # the synthetic nodules will be of the maps of "z"
+        patient = "z" if number in (nodules[0], nodules[-1]) else "a"
+        return {"patient_id": patient, "nodules": [{**nodule, "patient_id": patient} for nodule in row["nodules"]]}
+
+    splits["train"] = splits["train"].map(named, with_indices=True, features=splits["train"].features)
+    (tmp_path / "data").mkdir()
+    for name, split in splits.items():
+        split.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+    flags = ["--num_synthetic", 2, "--fractions", 0.5, 1, "--max_train_steps", 3, "--train_batch_size", 8, "--seeds", 0]
+    train("evaluate_usefulness.py", *common, "--dataset_name", tmp_path / "data", *flags)
+    scores = {file.stem: np.load(file, allow_pickle=False) for file in (tmp_path / "out" / "scores").rglob("*.npy")}
+    np.testing.assert_array_equal(scores["unguided-synthetic-0.5-seed-0"], scores["real-alone-0.5-seed-0"])  # half: patient "a" alone
+    assert not np.array_equal(scores["unguided-synthetic-1-seed-0"], scores["real-alone-1-seed-0"])
 
 
 def test_diversity_and_memorisation(tmp_path, train, common):
