@@ -13,11 +13,12 @@ import torch
 import yaml
 from datasets import load_dataset
 from PIL import Image
+from scipy.stats import wasserstein_distance
 
 from lsdm_diffusers.ct_dataset import decode_image
 from lsdm_diffusers.evaluation_images import make_missing, read_hu
 from lsdm_diffusers.metrics import paired_metrics
-from lsdm_diffusers.semantic_map import scaled_hu
+from lsdm_diffusers.semantic_map import SemanticLabel, scaled_hu
 
 from .conftest import tiny_pipeline
 from .test_training import launch
@@ -58,12 +59,14 @@ def test_tables_of_models_and_arms(tmp_path, train, dataset, models):
     # the tables are of the images that were kept: SSIM of seed 0 and 1 by hand
     rows = load_dataset(str(dataset), split="validation").filter(lambda kind: kind != "nodule", input_columns="kind")
     real = np.stack([scaled_hu(decode_image(row["image"])) for row in rows])
-    by_seed = []
+    by_seed, distances, is_lung = [], [], np.stack([np.array(row["semantic_map"]) for row in rows]) == SemanticLabel.LUNG
     for seed in (0, 1):
         files = sorted((tmp_path / "out" / "images").glob(f"plain-*/*/none-no/seed-{seed}/*.png"))
         made = np.stack([scaled_hu(decode_image(Image.open(file))) for file in files])
+        distances.append(wasserstein_distance(real[is_lung], made[is_lung]) / real[is_lung].std())
         by_seed.append(paired_metrics(*(torch.from_numpy(images)[:, None] for images in (real, made)))["ssim"].mean().item())
     assert report["results"]["plain"]["ssim"]["mean"] == pytest.approx(np.mean(by_seed), abs=1e-6)
+    assert report["results"]["plain"]["hu_distance_lung"]["mean"] == pytest.approx(np.mean(distances), rel=1e-4)
 
 
 @pytest.fixture

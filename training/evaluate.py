@@ -37,7 +37,7 @@ from lsdm_diffusers.evaluation_images import (
     weights_digest,
 )
 from lsdm_diffusers.guidance import crop_box
-from lsdm_diffusers.map_obedience import label_dice, nodule_obedience
+from lsdm_diffusers.map_obedience import hu_by_label, hu_distances, label_dice, nodule_obedience
 from lsdm_diffusers.metrics import EXTRACTORS, feature_extractor, features_of, frechet_distance, kernel_distance, paired_metrics
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
 from lsdm_diffusers.nodule_windows import rated_features
@@ -47,6 +47,7 @@ from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_o
 
 ARMS = ("none", *NODULE_FEATURES, "all")
 BETTER = {"fid": "low", "kid": "low", "ssim": "high", "ms_ssim": "high", "lpips": "low", "nodule_fid": "low", "nodule_kid": "low"}
+BETTER |= {"hu_distance": "low", "hu_distance_lung": "low"}
 BETTER |= {"dice_lung": "high", "dice_bone": "high", "nodule_dice": "high", "missed_nodules": "low", "diameter_error_mm": "low"}
 
 
@@ -97,6 +98,13 @@ def obedience(rows, slices):
             for name, value in measured.items():
                 figures.setdefault(name, []).append(value)
     return {name: float(np.mean(values)) for name, values in figures.items()}
+
+
+def density_distances(rows, slices, other_rows, others):
+    """Wasserstein-1 of the HU histograms under each label over the deviation of `slices`: mean over labels, and of lung."""
+    maps = [[np.asarray(row["semantic_map"]) for row in some] for some in (rows, other_rows)]
+    distances = hu_distances(hu_by_label(maps[0], slices), hu_by_label(maps[1], others))
+    return {"hu_distance": float(np.mean(list(distances.values())))} | {f"hu_distance_{k}": v for k, v in distances.items() if k == "lung"}
 
 
 def crops_of(rows, slices):
@@ -209,6 +217,7 @@ def main():
         pairs = clocked("pairs", len(slices), lambda: paired_metrics(real, batch, distance))
         figures |= {name: float(values.mean()) for name, values in pairs.items()}
         figures |= set_distances(real_crops, crops_of(rows, slices), extract, "nodule_")
+        figures |= density_distances(rows, real_slices, rows, slices)
         return figures | clocked("obedience", len(slices), lambda: obedience(rows, slices))
 
     real_slices = [decode_image(row["image"]) for row in rows]
@@ -216,7 +225,8 @@ def main():
     others = next(split for name, split in listing.items() if name != args.split)
     others = [others[int(i)] for i in spread(len(others), len(rows))]
     other_slices = [decode_image(row["image"]) for row in others]
-    yardstick = set_distances(real, as_batch(others, other_slices, args.blank_background), extract)
+    yardstick = density_distances(rows, real_slices, others, other_slices)
+    yardstick |= set_distances(real, as_batch(others, other_slices, args.blank_background), extract)
     yardstick |= set_distances(real_crops, crops_of(others, other_slices), extract, "nodule_") | obedience(rows, real_slices)
     results = {"real slices": {name: {"mean": value} for name, value in yardstick.items()}}
     shown = {}
@@ -258,6 +268,7 @@ def markdown(results, setting):
     parts = {
         "Whole slices (Table 5.1)": ("fid", "kid", "ssim", "ms_ssim", "lpips", "psnr"),
         "Nodule crops of 64x64 pixels (Table 5.2)": ("nodule_fid", "nodule_kid"),
+        "Densities, Wasserstein-1 over the real deviation": ("hu_distance", "hu_distance_lung"),
         "Obedience to the map": ("dice_lung", "dice_bone", "nodule_dice", "diameter_error_mm", "missed_nodules"),
     }
     lines = [setting + ".", "", "`real slices`: distances to as many slices of other patients; obedience of the real slices themselves.", ""]
