@@ -72,6 +72,8 @@ def test_diversity_and_memorisation(tmp_path, train, common):
     assert memorised["unguided, maps of unseen patients"]["pixels"]["median"] > 0
     copies = memorised["copies: training nodules through the autoencoder"]
     assert 0 < copies["pixels"]["median"] and copies["nearest_is_own"] is not None
+    among = memorised["unguided, maps of unseen patients, among the unseen nodules"]  # which are the training nodules here
+    assert among["pixels"]["median"] > 0 and among["nearest_is_own"] is not None
     assert "perceptual distance efficientnet" in (tmp_path / "out" / "diversity.md").read_text()
     assert (tmp_path / "out" / "diversity.png").is_file() and (tmp_path / "out" / "closest.png").is_file()
     assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 2 * 2 * 3 + 3  # two arms and seeds of three maps; three training maps

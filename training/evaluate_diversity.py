@@ -4,12 +4,13 @@
         --perceptual efficientnet
 
 Nodules, 64x64 pixels, are sampled from maps of `--split` with several seeds, unguided and guided by their true ratings, and from training maps,
-where a copy would be likeliest. **Diversity**: perceptual distance between samples of one map, beside that between a sample and the real nodule
-of its map, and between real nodules of two patients. **Memorisation**: distance to the nearest training nodule - of pixels, of pixels over that of
+where a copy would be likeliest. **Diversity**: perceptual distance between samples of one map, beside that between a sample and the real nodule of
+its map, and between real nodules of two patients. **Memorisation**: distance to the nearest training nodule - of pixels, of pixels over that of
 the second nearest, and of features - against that of real nodules which no training saw; the share below their 1st percentile is 1% where
-nothing is copied. Training nodules that went through the autoencoder alone are what a copy would look like: a distance that does not tell
-them has no say. Unseen nodules that did so show what the autoencoder's smoothing does. Writes `diversity.json`, `diversity.md`,
-`diversity.png` and `closest.png`. Intervals: 95%, over patients.
+nothing is copied. A map alone brings a sample near its own real nodule: how near, samples of unseen maps among the unseen nodules show. Training
+nodules that went through the autoencoder alone are what a copy would look like: a distance that does not tell them has no say. Unseen nodules
+that did so show what the autoencoder's smoothing does. Writes `diversity.json`, `diversity.md`, `diversity.png` and `closest.png`. Intervals:
+95%, over patients.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from lsdm_diffusers.nodule_windows import nodule_windows, sample_windows
 from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN, PALETTE, scaled_hu
 from lsdm_diffusers.training_data import add_data_arguments, open_splits
 
+AMONG_UNSEEN = "unguided, maps of unseen patients, among the unseen nodules"
 SPACES = {"pixels": "pixels, HU", "ratio": "pixels, nearest / second nearest", "features": "features"}
 
 
@@ -142,21 +144,23 @@ def main():
     distance.to(accelerator.device)
     differ = diversity(samples, windows, distance, accelerator.device, args.seed)
 
-    sets = {"real nodules of unseen patients": ([window.hu for window in unseen], unseen)}
+    # {name: (images, windows whose maps they are of, real nodules among which the nearest is looked for)}
+    sets = {"real nodules of unseen patients": ([window.hu for window in unseen], unseen, training)}
     if hasattr(pipe, "vae"):
-        sets["the same through the autoencoder"] = (through_autoencoder(pipe, sets["real nodules of unseen patients"][0]), unseen)
+        sets["the same through the autoencoder"] = (through_autoencoder(pipe, sets["real nodules of unseen patients"][0]), unseen, training)
     for arm, by_seed in samples.items():
-        sets[f"{arm}, maps of unseen patients"] = ([hu for some in by_seed.values() for hu in some], windows * len(by_seed))
-    sets["unguided, maps of training patients"] = (on_training_maps, train_windows)
+        sets[f"{arm}, maps of unseen patients"] = ([hu for some in by_seed.values() for hu in some], windows * len(by_seed), training)
+    sets["unguided, maps of training patients"] = (on_training_maps, train_windows, training)
+    sets[AMONG_UNSEEN] = (list(samples["unguided"][args.seeds[0]]), windows, unseen)
     if hasattr(pipe, "vae"):
-        sets["copies: training nodules through the autoencoder"] = (through_autoencoder(pipe, [w.hu for w in train_windows]), train_windows)
+        sets["copies: training nodules through the autoencoder"] = (through_autoencoder(pipe, [w.hu for w in train_windows]), train_windows, training)
     extract = lambda images: features_of(pixels_of(images).to(accelerator.device), extractor, args.output_dir / "features").numpy()  # noqa: E731
     distances, nearest = {}, {}
-    for name, (images, _) in sets.items():
-        distances[name], nearest[name] = neighbours(images, [window.hu for window in training], extract)
+    for name, (images, _, pool) in sets.items():
+        distances[name], nearest[name] = neighbours(images, [window.hu for window in pool], extract)
     limits = {space: float(np.quantile(distances["real nodules of unseen patients"][space], 0.01)) for space in SPACES}
     memorised = {}
-    for name, (_, drawn) in sets.items():
+    for name, (_, drawn, pool) in sets.items():
         patients = [window.patient_id for window in drawn]
         memorised[name] = {
             space: {
@@ -165,8 +169,8 @@ def main():
             }
             for space in SPACES
         }
-        own = [training[at].name == window.name for at, window in zip(nearest[name], drawn, strict=True)]
-        memorised[name]["nearest_is_own"] = float(np.mean(own)) if drawn is train_windows else None
+        own = [pool[at].name == window.name for at, window in zip(nearest[name], drawn, strict=True)]
+        memorised[name]["nearest_is_own"] = float(np.mean(own)) if drawn is train_windows or pool is unseen else None
 
     setting = f"{len(windows)} maps of {len({w.patient_id for w in windows})} patients (split {args.split}), seeds {args.seeds}; "
     setting += (
@@ -179,7 +183,7 @@ def main():
     table = markdown(differ, memorised, limits, setting)
     write_atomically(args.output_dir / "diversity.md", table.encode())
     draw_distances(distances, limits, args.output_dir / "diversity.png")
-    draw_closest(sets, distances, nearest, training, args.output_dir / "closest.png")
+    draw_closest(sets, distances, nearest, args.output_dir / "closest.png")
     print(table)
 
 
@@ -217,18 +221,18 @@ def draw_distances(distances, limits, path):
     figure.savefig(path, dpi=110)
 
 
-def draw_closest(sets, distances, nearest, training, path):
-    """The samples nearest to a training nodule, for each set of samples: map, sample, that training nodule and their difference."""
+def draw_closest(sets, distances, nearest, path):
+    """The samples nearest to a real nodule, for each set of samples: map, sample, that real nodule and their difference."""
     shown = [name for name in sets if name.split(",")[0] in ("unguided", "guided")]
     count = 8
     figure = Figure(figsize=(1.35 * count + 1.2, 6.2 * len(shown)), layout="constrained")
     for part, name in zip(np.atleast_1d(figure.subfigures(len(shown), 1)), shown, strict=True):
-        images, drawn = sets[name]
+        images, drawn, pool = sets[name]
         closest = np.argsort(distances[name]["pixels"])[:count]
         panels = part.subplots(4, count, squeeze=False)
         for column, i in zip(panels.T, closest, strict=False):
-            match = training[nearest[name][i]]
-            contents = {"map": PALETTE[drawn[i].semantic_map], "sample": images[i], "nearest\ntraining nodule": match.hu}
+            match = pool[nearest[name][i]]
+            contents = {"map": PALETTE[drawn[i].semantic_map], "sample": images[i], "nearest\nreal nodule": match.hu}
             for axis, (title, image) in zip(column, contents.items(), strict=False):
                 axis.imshow(image, cmap="gray", vmin=-1350, vmax=150)
                 if axis in panels[:, 0]:
@@ -239,7 +243,7 @@ def draw_closest(sets, distances, nearest, training, path):
         for axis in panels.ravel():
             axis.set_xticks([])
             axis.set_yticks([])
-        part.suptitle(f"{name}: the {min(count, len(closest))} nearest to a training nodule (root mean square of the difference)", fontsize=10)
+        part.suptitle(f"{name}: the {min(count, len(closest))} nearest to a real nodule (root mean square of the difference)", fontsize=10)
     figure.savefig(path, dpi=100)
 
 
