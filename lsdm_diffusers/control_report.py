@@ -102,7 +102,7 @@ class ControlReport:
 
     def scales_of(self, feature):
         """The s that a feature was guided at."""
-        return self.scales if feature == "malignancy" else [s for s in self.feature_scales if self.has(self.poles(feature, s)[0])]
+        return self.scales if feature == "malignancy" else sorted(s for s in self.feature_scales if self.has(self.poles(feature, s)[0]))
 
     def tables(self) -> list[Table]:
         """Every table of the report."""
