@@ -195,6 +195,7 @@ def main():
     setting += f"{args.feature_extractor}; seconds on {accelerator.device.type}, {torch.get_num_threads()} thread(s), mixed precision "
     setting += args.mixed_precision + ("; FID without table and clothes" if args.blank_background else "")
     report = {"setting": setting, "feature_extractor": args.feature_extractor, "results": results, "minus_reference": differences}
+    report = json.loads(json.dumps(report), parse_constant=lambda _: None)  # NaN, the interval of one patient, is no JSON
     write_atomically(args.output_dir / "steps.json", (json.dumps(report, indent=1) + "\n").encode())
     table = markdown(results, differences, setting, args)
     write_atomically(args.output_dir / "steps.md", table.encode())
