@@ -88,6 +88,11 @@ def outside_body(semantic_map: np.ndarray) -> np.ndarray:
     return outside & ~binary_dilation(~outside, iterations=3)
 
 
+def blanked(hu: np.ndarray, semantic_map: np.ndarray) -> np.ndarray:
+    """A slice (H, W) in HU with -1024 `outside_body` of its map."""
+    return np.where(outside_body(semantic_map), HU_MIN, hu)
+
+
 def row_kinds(split: Dataset) -> np.ndarray:
     """The column `kind` of a recipe's dataset, whose rows "nodule" are crops of 64x64 pixels; "slice" for every row of any other."""
     return np.array(split["kind"]) if "kind" in split.column_names else np.full(len(split), "slice")

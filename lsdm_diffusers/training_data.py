@@ -27,10 +27,10 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
 
 
 def open_splits(args: argparse.Namespace) -> dict[str, Dataset | IterableDataset]:
-    """The splits of the dataset that the flags name, of "train" a part with `--max_train_samples`.
+    """The splits of the dataset that the flags name, of "train" a part with `--max_train_samples`; `--split`, where a script has it, is one of them.
 
     Raises:
-        SystemExit: for a dataset without the splits "train" and "validation", or `--max_train_samples` below 1.
+        SystemExit: for a dataset without the splits "train" and "validation", another `--split`, or `--max_train_samples` below 1.
     """
     source = args.dataset_name or args.train_data_dir
     if args.max_train_samples is not None and args.max_train_samples < 1:
@@ -38,6 +38,8 @@ def open_splits(args: argparse.Namespace) -> dict[str, Dataset | IterableDataset
     splits = load_dataset(source, streaming=args.streaming)
     if not {"train", "validation"} <= splits.keys():
         raise SystemExit(f"The dataset {source} has the splits {sorted(splits)}, but train and validation are needed.")
+    if getattr(args, "split", "train") not in splits:
+        raise SystemExit(f"--split is {args.split}, but one of {sorted(splits)} is needed.")
     train = splits["train"]
     if args.max_train_samples is not None:
         if args.streaming:

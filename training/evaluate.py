@@ -24,7 +24,7 @@ from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 
 from lsdm_diffusers.autoencoder_loss import perceptual_distance
-from lsdm_diffusers.ct_dataset import decode_image, outside_body, write_atomically
+from lsdm_diffusers.ct_dataset import blanked, decode_image, write_atomically
 from lsdm_diffusers.evaluation_images import (
     check_run,
     data_of,
@@ -42,7 +42,7 @@ from lsdm_diffusers.metrics import EXTRACTORS, feature_extractor, features_of, f
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
 from lsdm_diffusers.nodule_windows import rated_features
 from lsdm_diffusers.publishing import evaluation_results
-from lsdm_diffusers.semantic_map import HU_MIN, PALETTE, find_nodules, scaled_hu
+from lsdm_diffusers.semantic_map import PALETTE, find_nodules, scaled_hu
 from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind
 
 ARMS = ("none", *NODULE_FEATURES, "all")
@@ -118,9 +118,9 @@ def crops_of(rows, slices):
 
 
 def as_batch(rows, slices, blank):
-    """Slices (HU) as metrics take them; with `blank`, air wherever the body of the row's map is not."""
+    """Slices (HU) as metrics take them, `blanked` where asked."""
     if blank:
-        slices = [np.where(outside_body(np.asarray(row["semantic_map"])), HU_MIN, hu) for row, hu in zip(rows, slices, strict=True)]
+        slices = [blanked(hu, np.asarray(row["semantic_map"])) for row, hu in zip(rows, slices, strict=True)]
     return torch.from_numpy(scaled_hu(np.stack(slices).astype(np.float32)))[:, None]
 
 
@@ -177,8 +177,6 @@ def main():
         raise SystemExit(f"--lpips: {error}") from None
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     splits = open_splits(args)
-    if args.split not in splits:
-        raise SystemExit(f"--split is {args.split}, but one of {sorted(splits)} is needed.")
     listing = {
         name: rows_of_kind(splits[name], lambda kind: kind != "nodule").filter(bool, input_columns="nodules")
         for name in {args.split, "train" if args.split != "train" else "validation"}

@@ -227,12 +227,10 @@ def main():
     args = parse_args()
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     splits = open_splits(args)
-    if args.split not in splits:
-        raise SystemExit(f"--split is {args.split}, but one of {sorted(splits)} is needed.")
     rows = rows_of_kind(splits[args.split], lambda kind: kind != "nodule").filter(bool, input_columns="nodules")
     if any(entry["malignancy"] is None for nodules in rows["nodules"] for entry in nodules):
         raise SystemExit(f"--split {args.split} has nodules without ratings, which say nothing of control.")
-    judged = fitted_judge(args, accelerator, splits[args.split])  # before any nodule is made
+    judged = fitted_judge(args, accelerator, splits[args.split]) if accelerator.is_main_process else ()  # before any nodule is made
     pipes = load_pipelines(args, accelerator.device)
     check_run(accelerator, args.output_dir, run_of(args, splits, pipes))
     if args.shuffled_classifier:

@@ -21,11 +21,11 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from lsdm_diffusers import small_checkpoint
-from lsdm_diffusers.ct_dataset import decode_image, outside_body, write_atomically
+from lsdm_diffusers.ct_dataset import blanked, decode_image, write_atomically
 from lsdm_diffusers.evaluation_images import check_run, data_of, make_missing, noise_seed, open_pipeline, read_hu, sample_hu, weights_digest
 from lsdm_diffusers.map_obedience import hu_by_label, hu_distances, label_dice, nodule_obedience
 from lsdm_diffusers.metrics import EXTRACTORS, feature_extractor, features_of, frechet_distance, patient_bootstrap
-from lsdm_diffusers.semantic_map import HU_MIN, scaled_hu
+from lsdm_diffusers.semantic_map import scaled_hu
 from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind
 
 SCHEDULERS = {  # Karras' noise levels are a choice of their own: `own` may have them
@@ -151,8 +151,6 @@ def main():
         raise SystemExit(f"--pretrained_model_name_or_path {args.pretrained_model_name_or_path} has no scheduler: it makes its images in one step.")
     own = type(pipe.scheduler).__name__ + (" with Karras' noise levels" if pipe.scheduler.config.get("use_karras_sigmas") else "")
     splits = open_splits(args)
-    if args.split not in splits:
-        raise SystemExit(f"--split is {args.split}, but one of {sorted(splits)} is needed.")
 
     def drawn(split):
         listing = rows_of_kind(splits[split], lambda kind: kind != "nodule").filter(bool, input_columns="nodules")
@@ -171,7 +169,7 @@ def main():
 
     def extract(maps, slices):
         if args.blank_background:
-            slices = [np.where(outside_body(labels), HU_MIN, hu) for labels, hu in zip(maps, slices, strict=True)]
+            slices = [blanked(hu, labels) for labels, hu in zip(maps, slices, strict=True)]
         images = torch.from_numpy(scaled_hu(np.stack(slices).astype(np.float32)))[:, None].to(accelerator.device)
         return features_of(images, extractor, args.output_dir / "features")
 

@@ -154,8 +154,6 @@ def main():
     if lacking:
         raise SystemExit(f"--features has {lacking[0]}, but the pipeline has no {lacking[0]}_classifier.")
     splits = open_splits(args)
-    if args.split not in splits:
-        raise SystemExit(f"--split is {args.split}, but one of {sorted(splits)} is needed.")
     windows, tested = ([w for w in nodule_windows(splits[name], CROP) if w.ratings["malignancy"]] for name in ("train", args.split))
     if not windows or not tested:
         raise SystemExit(f"The dataset {args.dataset_name or args.train_data_dir} has a split without rated nodules, which cannot be evaluated.")

@@ -58,8 +58,6 @@ class Setting:
         self.pipe = open_pipeline(args.pretrained_model_name_or_path or small_checkpoint()).to(self.accelerator.device)
         self.baselines = {name: open_pipeline(path).to(self.accelerator.device) for name, path in model_paths(args.baselines, "--baselines").items()}
         splits = open_splits(args)
-        if args.split not in splits:
-            raise SystemExit(f"--split is {args.split}, but one of {sorted(splits)} is needed.")
         listing = rows_of_kind(splits[args.split], lambda kind: kind != "nodule").filter(bool, input_columns="nodules")
         self.rows = [{**listing[i], "number": i} for i in spread(len(listing), args.num_maps)]
         clear = [w for w in nodule_windows(splits[args.split], args.window) if w.mask().sum() >= args.min_area]
