@@ -44,9 +44,9 @@ def area_under_curve(positive: np.ndarray, scores: np.ndarray) -> float:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's coefficient of (N,) and (N,); NaN where either is constant."""
+    """Spearman's coefficient of (N,) and (N,); NaN where either is constant or empty."""
     ranks = rankdata(a), rankdata(b)
-    return float(np.corrcoef(*ranks)[0, 1]) if all(map(np.ptp, ranks)) else math.nan
+    return float(np.corrcoef(*ranks)[0, 1]) if len(a) and all(map(np.ptp, ranks)) else math.nan
 
 
 def rating_agreement(scores: np.ndarray, ratings: np.ndarray, objective: str) -> dict[str, float]:

@@ -140,6 +140,24 @@ def test_true_and_opposite_arms_go_by_the_rating(report):
     np.testing.assert_array_equal(area["opposite s=1"], np.where(malignant, 40, 60))
 
 
+def test_areas_by_size_stand_beside_what_makes_real_nodules_malignant(report):
+    """Drawn squares of 4 and 12 pixels of 0.7 mm, 3.2 and 9.5 mm across; real ones of the small are the denser the more benign."""
+    mask = lambda edge: np.pad(np.ones((edge, edge), dtype=bool), (32 - edge) // 2)  # noqa: E731
+    for number, nodule in enumerate(report.nodules):
+        nodule.drawn = mask(4 if number < 4 else 12)
+        nodule.about["pixel_spacing_mm"] = 0.7
+    report.figures["area_px"]["real"] = np.where(np.arange(12) < 4, 20.0, 140.0)
+    ratings = np.array([1.0, 2, 3, 4] * 2)
+    report.real = SimpleNamespace(drawn=np.stack([mask(4)] * 4 + [mask(12)] * 4), spacing=np.full(8, 0.7), ratings={"malignancy": ratings})
+    signs = np.repeat([-1, 1], 4)
+    report.of_real |= {"area_mm2": ratings, "mean_hu": signs * ratings, "margin_hu_per_mm": np.array([np.nan, *range(7)])}
+    rows = report.area_by_size().rows
+    assert rows["nodules"] == {"< 6 mm": "4", "≥ 8 mm": "8"} and rows["real nodules of any map"] == {"< 6 mm": "4", "≥ 8 mm": "4"}
+    assert rows["real"]["< 6 mm"]["mean"] == 20 and rows["malignant s=1"]["≥ 8 mm"]["mean"] == 60
+    assert rows["Spearman of their mean HU and malignancy"] == pytest.approx({"< 6 mm": -1, "≥ 8 mm": 1})
+    assert rows["Spearman of their margin and malignancy"]["< 6 mm"] == pytest.approx(1)
+
+
 def test_the_ceiling_stands_beside_the_readers(report, monkeypatch):
     """Scores that are the rating in all but the decoded judge, which turns it round; two readers who agree."""
     monkeypatch.setattr("lsdm_diffusers.control_report.NODULE_FEATURES", ("malignancy", "texture"))

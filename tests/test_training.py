@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier
 from lsdm_diffusers.ct_dataset import FEATURES, encode_row, nodule_crops, nodule_entry, write_shard
 from lsdm_diffusers.lidc import LidcNodule
-from lsdm_diffusers.semantic_map import SemanticLabel
+from lsdm_diffusers.semantic_map import SemanticLabel, scaled_hu
 from lsdm_diffusers.training_data import StreamedRows
 
 from .conftest import RATINGS, TRAINING, sample, tiny_pipeline
@@ -185,7 +185,8 @@ def test_slices_decoded_as_drawn_train_the_same_weights(tmp_path, train, dataset
 
 def test_classifier(tmp_path, dataset, vae):
     common = ["--dataset_name", dataset, "--pretrained_vae", vae, "--feature", "malignancy", "--train_batch_size", 4]
-    common += ["--augmentation_views", 2, "--label_balance", 0.5, "--timestep_power", 2, "--hu_thresholds", -500, -100]
+    common += ["--augmentation_views", 9, "--label_balance", 0.5, "--timestep_power", 2, "--hu_thresholds", -500, -100]
+    common += ["--contrast_jitter", 0.5, 1.5, "--sharpness_jitter", 1]
     folder = train_kill_and_resume(tmp_path, "train_classifier.py", common, "diffusion_pytorch_model.safetensors")
     config = NoduleClassifier.from_pretrained(folder).config
     assert config.feature == "malignancy" and config.hu_thresholds == [-500, -100]
@@ -234,10 +235,47 @@ def test_shuffled_labels_train_other_weights_and_are_validated_against_the_true_
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--augmentation_views", 0), "--augmentation_views is 0, but at least 1 is needed"),
+        (("--contrast_jitter", 1.5, 0.5), r"--contrast_jitter is \[1.5, 0.5\], but 0 < LOW <= HIGH is needed"),
+        (("--sharpness_jitter", -1), "--sharpness_jitter is -1.0, but at least 0 is needed"),
+    ],
+)
+def test_a_classifier_refuses_wrong_augmentation(tmp_path, train, dataset, vae, flags, message):
+    common = [*STAGES["train_classifier.py"], "--dataset_name", dataset, "--pretrained_vae", vae, "--output_dir", tmp_path / "out"]
+    with pytest.raises(SystemExit, match=message):
+        train("train_classifier.py", *common, *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_jitter_changes_contrast_against_lung_and_sharpness():
+    jittered = script("train_classifier").jittered
+    generator = np.random.default_rng(0)
+    hu = np.full((64, 16, 16), -850.0)
+    hu[:, 4:12, 4:12] = -350.0  # 500 HU above lung
+    hu[:, 0] = -1000.0
+    crops = scaled_hu(hu).astype(np.float32)
+    np.testing.assert_array_equal(jittered(crops, [1, 1], 0, generator), crops)
+    changed = (jittered(crops, [0.5, 1.5], 0, generator) + 1) * 912 - 1024
+    contrast = changed[:, 8, 8] + 850
+    assert contrast.min() > 249.9 and contrast.max() < 750.1 and contrast.std() > 100
+    np.testing.assert_allclose(changed[:, :3, :], hu[:, :3, :], atol=0.01)  # lung and air stay
+    steps = np.abs(np.diff(jittered(crops, [1, 1], 1, generator)[:, 8], axis=1)).max(axis=1)
+    before = np.abs(np.diff(crops[0, 8])).max()
+    assert steps.min() < 0.8 * before and steps.max() > 1.2 * before
+
+
 @pytest.fixture(scope="module")
 def train_unet():
     """The U-Net's script as a module."""
-    spec = importlib.util.spec_from_file_location("train_unet", TRAINING / "train_unet.py")
+    return script("train_unet")
+
+
+def script(name):
+    """A training script as a module."""
+    spec = importlib.util.spec_from_file_location(name, TRAINING / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -5,7 +5,8 @@
 
 Crop around a rated nodule → E → noise at random t → D → classifier: malignancy in two classes by cross-entropy, the other ratings by
 squared error. The rounded ratings 1..5 are drawn with equal probability (`--label_balance` draws them less evenly); the saved weights are
-the moving average.
+the moving average. `--contrast_jitter` and `--sharpness_jitter` keep it from judging by density and sharpness, which scanner, kernel and
+autoencoder change too: its guidance then turns to size and shape.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from scipy.ndimage import gaussian_filter
 from tqdm.auto import tqdm
 
 from lsdm_diffusers import NoduleClassifier
@@ -29,15 +31,28 @@ from lsdm_diffusers.ct_dataset import nodule_crops
 from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES, OBJECTIVES
 from lsdm_diffusers.nodule_judge import rating_agreement
 from lsdm_diffusers.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
+from lsdm_diffusers.semantic_map import scaled_hu
 from lsdm_diffusers.training_data import add_data_arguments, open_splits
 
 VALIDATION_TIMESTEPS = (20, 50, 200, 500, 800)
+LUNG = scaled_hu(-850)
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = add_data_arguments(parser)
-    data.add_argument("--augmentation_views", type=int, default=8, choices=range(1, 9), help="flips and turns of each crop that are encoded, 1..8")
+    data.add_argument("--augmentation_views", type=int, default=8, help="flips and turns, eight in turn, of each crop that are encoded")
+    data.add_argument(
+        "--contrast_jitter",
+        type=float,
+        nargs=2,
+        default=[1.0, 1.0],
+        metavar=("LOW", "HIGH"),
+        help="the contrast of what is denser than lung is multiplied by a number from this range, even in its logarithm, another for each view",
+    )
+    data.add_argument(
+        "--sharpness_jitter", type=float, default=0.0, help="a training crop gains a (crop - blurred crop), a even in ±this, another for each view"
+    )
     data.add_argument(
         "--label_balance",
         type=float,
@@ -87,12 +102,27 @@ def parse_args():
     run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N"; "latest" starts anew if there is none')
     run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
     add_hub_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.augmentation_views < 1:
+        raise SystemExit(f"--augmentation_views is {args.augmentation_views}, but at least 1 is needed.")
+    if not 0 < args.contrast_jitter[0] <= args.contrast_jitter[1]:
+        raise SystemExit(f"--contrast_jitter is {args.contrast_jitter}, but 0 < LOW <= HIGH is needed.")
+    if args.sharpness_jitter < 0:
+        raise SystemExit(f"--sharpness_jitter is {args.sharpness_jitter}, but at least 0 is needed.")
+    return args
+
+
+def jittered(pixels, contrast, sharpness, generator):
+    """Crops (N, H, W) in [-1, 1]: sharpened by up to ± `sharpness`, and what is denser than lung scaled by a factor in the range `contrast`."""
+    amount = generator.uniform(-sharpness, sharpness, size=(len(pixels), 1, 1)).astype(np.float32)
+    pixels = pixels + amount * (pixels - gaussian_filter(pixels, sigma=(0, 1, 1)))
+    factor = np.exp(generator.uniform(*np.log(contrast), size=(len(pixels), 1, 1))).astype(np.float32)
+    return (pixels + (factor - 1) * (pixels - LUNG).clip(min=0)).clip(-1, 1)
 
 
 @torch.no_grad()
-def encode_crops(split, vae, feature, views):
-    """Scaled latents (views, N, c, h, w) of the nodule crops in `views` flips and turns, and the rating of each."""
+def encode_crops(split, vae, feature, views, jitter=lambda pixels, view: pixels):
+    """Scaled latents (views, N, c, h, w) of the nodule crops in `views` flips and turns, each jittered, and the rating of each."""
     crops, ratings = [], []
     for crop, nodule in tqdm(nodule_crops(split), desc="nodules", mininterval=5):
         if nodule[feature] is None or not 1 <= nodule[feature] <= 5:
@@ -104,8 +134,8 @@ def encode_crops(split, vae, feature, views):
     pixels, ratings = np.stack(crops), np.array(ratings)
     latents = []
     for view in tqdm(range(views), desc="encode"):
-        turned = np.rot90(pixels, view % 4, axes=(1, 2))
-        turned = torch.from_numpy((turned[:, :, ::-1] if view >= 4 else turned).copy())[:, None]
+        turned = np.rot90(jitter(pixels, view), view % 4, axes=(1, 2))
+        turned = torch.from_numpy((turned[:, :, ::-1] if view % 8 >= 4 else turned).copy())[:, None]
         batches = [vae.encode(batch.to(vae.device)).latent_dist.mode() for batch in turned.split(64)]
         latents.append(torch.cat(batches) * vae.config.scaling_factor)
     return torch.stack(latents), ratings
@@ -156,7 +186,11 @@ def main():
     vae = AutoencoderKL.from_pretrained(args.pretrained_vae).requires_grad_(False).eval()
     vae.to(accelerator.device, memory_format=torch.channels_last)  # decodes faster on a CPU
     dataset = open_splits(args)
-    latents, ratings = encode_crops(dataset["train"], vae, args.feature, args.augmentation_views)
+
+    def jitter(pixels, view):
+        return jittered(pixels, args.contrast_jitter, args.sharpness_jitter, np.random.default_rng((args.seed, view)))
+
+    latents, ratings = encode_crops(dataset["train"], vae, args.feature, args.augmentation_views, jitter)
     if args.shuffle_labels:
         ratings = np.random.default_rng(args.seed).permutation(ratings)
     validation_latents, validation_ratings = encode_crops(dataset["validation"], vae, args.feature, 1)

@@ -1,10 +1,10 @@
-"""Measure a checkpoint on slices of validation patients: reconstruction, obedience to the map, densities, nodules.
+"""Measure a checkpoint on slices of validation patients (or of `--split`): reconstruction, obedience to the map, densities, nodules.
 
     python training/recipes/lung-ct-small/measure.py --dataset_name lung-ct-small-data --output_dir measured
 
 Prints and writes `measured.json`; draws `samples.png` (map | real | generated) of eight slices. The nodules of the maps are rated LIDC-IDRI
 nodules of validation patients set into slices of validation patients. Distances of HU histograms (Wasserstein-1 over the standard deviation
-of the real values) stand beside those of real slices of the training patients: what another set of patients costs.
+of the real values) stand beside those of real slices of the other split's patients: what another set of patients costs.
 `training/evaluate_control.py` measures guidance.
 """
 
@@ -49,8 +49,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_name", required=True)
     parser.add_argument("--pretrained_model_name_or_path", default=None, help="default: the shipped checkpoint")
-    parser.add_argument("--num_slices", type=int, default=30, help="validation slices")
-    parser.add_argument("--num_crops", type=int, default=352, help="validation nodule crops for reconstruction")
+    parser.add_argument("--split", choices=["validation", "train"], default="validation", help="train: how far other patients are to blame")
+    parser.add_argument("--num_slices", type=int, default=30, help="slices")
+    parser.add_argument("--num_crops", type=int, default=352, help="nodule crops for reconstruction")
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="of sampling; bf16 needs hardware for it")
     parser.add_argument("--output_dir", type=Path, required=True)
@@ -58,9 +59,14 @@ def main():
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
     pipe = LSDMGuidedPipeline.from_pretrained(args.pretrained_model_name_or_path or small_checkpoint())
-    validation = load_dataset(args.dataset_name, split="validation")
-    rows = np.flatnonzero(np.array(validation["kind"]) == "slice_with_nodules")
-    rows = [validation[int(rows[i])] for i in np.linspace(0, len(rows) - 1, min(args.num_slices, len(rows))).astype(int)]
+    splits = load_dataset(args.dataset_name)
+    other = splits[{"validation": "train", "train": "validation"}[args.split]]
+
+    def slices_of(split):
+        rows = np.flatnonzero(np.array(split["kind"]) == "slice_with_nodules")
+        return [split[int(rows[i])] for i in np.linspace(0, len(rows) - 1, min(args.num_slices, len(rows))).astype(int)]
+
+    rows = slices_of(splits[args.split])
 
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
 
@@ -73,7 +79,7 @@ def main():
     measured |= {"lung_difference_hu": [], "real_lung_difference_hu": []}
     measured |= {f"{kind}_contrast_hu": [] for kind in ("nodule", "real_nodule", "solid_nodule", "real_solid_nodule")}
     pictures = []
-    for crop, _ in islice(nodule_crops(validation), args.num_crops):
+    for crop, _ in islice(nodule_crops(splits[args.split]), args.num_crops):
         with torch.no_grad():
             pixels = torch.from_numpy(crop.copy())[None, None]
             rebuilt = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
@@ -103,9 +109,7 @@ def main():
 
     measured = {name: values for name, values in measured.items() if values}
     summary = {name: {"mean": float(np.mean(values)), "lowest": float(np.min(values)), "n": len(values)} for name, values in measured.items()}
-    train = load_dataset(args.dataset_name, split="train")
-    others = np.flatnonzero(np.array(train["kind"]) == "slice_with_nodules")
-    others = [train[int(others[i])] for i in np.linspace(0, len(others) - 1, min(args.num_slices, len(others))).astype(int)]
+    others = slices_of(other)
     others = hu_by_label([np.asarray(row["semantic_map"]) for row in others], [np.asarray(row["image"]).astype(int) - 1024 for row in others])
     summary["hu"] = {}
     maps, of_real, of_generated = zip(*pictures, strict=True)
@@ -115,7 +119,7 @@ def main():
         figures = {"real_mean": real.mean(), "real_deviation": real.std(), "generated_mean": made.mean(), "generated_deviation": made.std()}
         figures["wasserstein_over_spread"] = wasserstein_distance(real, made) / real.std()
         if name in others:
-            figures["wasserstein_over_spread_of_training_patients"] = wasserstein_distance(real, others[name]) / real.std()
+            figures["wasserstein_over_spread_of_other_patients"] = wasserstein_distance(real, others[name]) / real.std()
         summary["hu"][name] = {key: float(value) for key, value in figures.items()}
     for kind in ("solid_nodule", "real_solid_nodule"):
         summary[f"{kind}s_below_200_hu"] = int(np.sum(np.array(measured.get(f"{kind}_contrast_hu", [])) < 200))
