@@ -186,7 +186,7 @@ def test_slices_decoded_as_drawn_train_the_same_weights(tmp_path, train, dataset
 def test_classifier(tmp_path, dataset, vae):
     common = ["--dataset_name", dataset, "--pretrained_vae", vae, "--feature", "malignancy", "--train_batch_size", 4]
     common += ["--augmentation_views", 9, "--label_balance", 0.5, "--timestep_power", 2, "--hu_thresholds", -500, -100]
-    common += ["--contrast_jitter", 0.5, 1.5, "--sharpness_jitter", 1]
+    common += ["--contrast_jitter", 0.5, 1.5, "--sharpness_jitter", 1, "--label_smoothing", 0.1]
     folder = train_kill_and_resume(tmp_path, "train_classifier.py", common, "diffusion_pytorch_model.safetensors")
     config = NoduleClassifier.from_pretrained(folder).config
     assert config.feature == "malignancy" and config.hu_thresholds == [-500, -100]
@@ -241,9 +241,10 @@ def test_shuffled_labels_train_other_weights_and_are_validated_against_the_true_
         (("--augmentation_views", 0), "--augmentation_views is 0, but at least 1 is needed"),
         (("--contrast_jitter", 1.5, 0.5), r"--contrast_jitter is \[1.5, 0.5\], but 0 < LOW <= HIGH is needed"),
         (("--sharpness_jitter", -1), "--sharpness_jitter is -1.0, but at least 0 is needed"),
+        (("--label_smoothing", 2), r"--label_smoothing is 2.0, but 0..1 is needed"),
     ],
 )
-def test_a_classifier_refuses_wrong_augmentation(tmp_path, train, dataset, vae, flags, message):
+def test_a_classifier_refuses_wrong_flags(tmp_path, train, dataset, vae, flags, message):
     common = [*STAGES["train_classifier.py"], "--dataset_name", dataset, "--pretrained_vae", vae, "--output_dir", tmp_path / "out"]
     with pytest.raises(SystemExit, match=message):
         train("train_classifier.py", *common, *flags)

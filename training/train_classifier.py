@@ -81,6 +81,9 @@ def parse_args():
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--train_batch_size", type=int, default=32, help="crops a process and backward pass")
     optimisation.add_argument("--max_train_steps", type=int, default=1500, help="optimiser steps")
+    optimisation.add_argument(
+        "--label_smoothing", type=float, default=0.0, help="of the two classes, 0..1: keeps the classifier, and with it guidance, from overconfidence"
+    )
     optimisation.add_argument("--learning_rate", type=float, default=5e-4, help="after warm-up")
     optimisation.add_argument("--lr_scheduler", default="cosine", help="a name that diffusers.optimization.get_scheduler knows")
     optimisation.add_argument("--lr_warmup_steps", type=int, default=50, help="optimiser steps")
@@ -109,6 +112,8 @@ def parse_args():
         raise SystemExit(f"--contrast_jitter is {args.contrast_jitter}, but 0 < LOW <= HIGH is needed.")
     if args.sharpness_jitter < 0:
         raise SystemExit(f"--sharpness_jitter is {args.sharpness_jitter}, but at least 0 is needed.")
+    if not 0 <= args.label_smoothing <= 1:
+        raise SystemExit(f"--label_smoothing is {args.label_smoothing}, but 0..1 is needed.")
     return args
 
 
@@ -196,6 +201,7 @@ def main():
     validation_latents, validation_ratings = encode_crops(dataset["validation"], vae, args.feature, 1)
 
     objective = args.objective or ("classification" if args.feature == "malignancy" else "regression")
+    cross_entropy = torch.nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)
     labels = rounded(ratings)
     targets = (labels >= 3).astype(np.int64) if objective == "classification" else ratings.astype(np.float32)
     _, label_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -275,7 +281,7 @@ def main():
         with accelerator.accumulate(classifier):
             # through the prepared model, not `log_prob`: only its forward keeps several processes in step
             output = classifier(images, timesteps).float()
-            loss = F.cross_entropy(output, target) if objective == "classification" else F.mse_loss(output, target)
+            loss = cross_entropy(output, target) if objective == "classification" else F.mse_loss(output, target)
             if not torch.isfinite(loss):
                 raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
             accelerator.backward(loss)

@@ -13,7 +13,11 @@ PHASES = {
     "autoencoder: PSNR, dB": {"vae-crops": ("psnr",), "vae": ("psnr",)},
     "autoencoder: error, HU": {"vae-crops": ("mae_hu",), "vae": ("mae_hu",)},
     "U-Net: validation loss": {name: ("validation_loss",) for name in ("unet-crops", "unet-slices", "unet-more", "unet")},
-    "malignancy: AUC, t = 20": {"malignancy": ("t20", "auc_ge3"), "malignancy, >= 4": ("t20", "auc_ge4")},
+    "malignancy: AUC, t = 20": {
+        "malignancy-first": ("t20", "auc_ge3"),
+        "malignancy": ("t20", "auc_ge3"),
+        "malignancy, >= 4": ("t20", "auc_ge4"),
+    },
     "ratings: Spearman, t = 20": {name: ("t20", "spearman") for name in ("texture", "spiculation", "lobulation")},
 }
 

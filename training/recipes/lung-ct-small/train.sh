@@ -31,9 +31,12 @@ phase train_unet.py "$output/unet-more" 2800 "${unet[@]}" "${slices[@]}" --pretr
 phase train_unet.py "$output/unet" 2000 "${unet[@]}" "${slices[@]}" --pretrained_unet "$output/unet-more/pipeline/unet" \
   --learning_rate 4e-4 --validation_steps 500
 
-classifier malignancy malignancy 1500
+classifier malignancy-first malignancy 1500
+first=(--pretrained_classifier "$output/malignancy-first_classifier")
 for feature in spiculation texture lobulation; do # what tells malignancy tells much of them
-  classifier "$feature" "$feature" "$([ $feature = texture ] && echo 800 || echo 600)" --pretrained_classifier "$output/malignancy_classifier"
+  classifier "$feature" "$feature" "$([ $feature = texture ] && echo 800 || echo 600)" "${first[@]}"
 done
+# then by size and shape: small dense nodules are benign, and by density guidance would make benign ones grow
+classifier malignancy malignancy 300 "${first[@]}" --augmentation_views 16 --contrast_jitter 0.5 1.5 --sharpness_jitter 1 --label_smoothing 0.1
 
 python "$here/assemble.py" --training_dir "$output" --output_dir "$output/lung-ct-small"
