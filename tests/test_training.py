@@ -242,6 +242,7 @@ def test_shuffled_labels_train_other_weights_and_are_validated_against_the_true_
         (("--contrast_jitter", 1.5, 0.5), r"--contrast_jitter is \[1.5, 0.5\], but 0 < LOW <= HIGH is needed"),
         (("--sharpness_jitter", -1), "--sharpness_jitter is -1.0, but at least 0 is needed"),
         (("--label_smoothing", 2), r"--label_smoothing is 2.0, but 0..1 is needed"),
+        (("--label_smoothing", 0.1, "--objective", "regression"), "--label_smoothing is 0.1, but --objective regression has no classes to smooth"),
     ],
 )
 def test_a_classifier_refuses_wrong_flags(tmp_path, train, dataset, vae, flags, message):

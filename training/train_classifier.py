@@ -106,6 +106,7 @@ def parse_args():
     run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
     add_hub_arguments(parser)
     args = parser.parse_args()
+    args.objective = args.objective or ("classification" if args.feature == "malignancy" else "regression")
     if args.augmentation_views < 1:
         raise SystemExit(f"--augmentation_views is {args.augmentation_views}, but at least 1 is needed.")
     if not 0 < args.contrast_jitter[0] <= args.contrast_jitter[1]:
@@ -114,6 +115,8 @@ def parse_args():
         raise SystemExit(f"--sharpness_jitter is {args.sharpness_jitter}, but at least 0 is needed.")
     if not 0 <= args.label_smoothing <= 1:
         raise SystemExit(f"--label_smoothing is {args.label_smoothing}, but 0..1 is needed.")
+    if args.label_smoothing and args.objective == "regression":
+        raise SystemExit(f"--label_smoothing is {args.label_smoothing}, but --objective regression has no classes to smooth.")
     return args
 
 
@@ -200,7 +203,7 @@ def main():
         ratings = np.random.default_rng(args.seed).permutation(ratings)
     validation_latents, validation_ratings = encode_crops(dataset["validation"], vae, args.feature, 1)
 
-    objective = args.objective or ("classification" if args.feature == "malignancy" else "regression")
+    objective = args.objective
     cross_entropy = torch.nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)
     labels = rounded(ratings)
     targets = (labels >= 3).astype(np.int64) if objective == "classification" else ratings.astype(np.float32)
