@@ -17,7 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "training" / "recipes" / "
 from prepare_dataset import in_validation, read_nodules, read_slices  # noqa: E402
 
 from lsdm_diffusers.demo.example_maps import EXAMPLES, example_maps  # noqa: E402
-from lsdm_diffusers.semantic_map import SemanticLabel, paint_nodules, semantic_map_from_hu, semantic_map_image  # noqa: E402
+from lsdm_diffusers.labels import SemanticLabel  # noqa: E402
+from lsdm_diffusers.segmentation import paint_nodules, semantic_map_from_hu  # noqa: E402
+from lsdm_diffusers.semantic_map import semantic_map_image  # noqa: E402
 
 LUNG_FCP = "1.3.6.1.4.1.14519.5.2.1.5826.1402."
 TCGA = "1.3.6.1.4.1.14519.5.2.1.7777.9002."
@@ -62,13 +64,17 @@ def main():
         semantic_map = semantic_map_from_hu(hu, spacing)
         patients, told = [patient], []
         for nodule_patient, uid_end, (y, x) in placed:
-            (nodule,) = (n for n in nodules if n["patient_id"] == nodule_patient and n["sop_instance_uid"].endswith(uid_end))
+            (nodule,) = (
+                n for n in nodules if n["patient_id"] == nodule_patient and n["sop_instance_uid"].endswith(uid_end)
+            )
             mask = np.zeros(semantic_map.shape, dtype=bool)
             mask[y - 35 : y + 36, x - 35 : x + 36] = nodule["mask"]
             if (semantic_map[mask] != SemanticLabel.LUNG).any():
                 raise SystemExit(f"{name}: the nodule at ({y}, {x}) does not lie in lung.")
             semantic_map = paint_nodules(semantic_map, [(mask, nodule["malignancy"])])
-            ratings = ", ".join(f"{rating} {nodule[rating]:g}" for rating in ("malignancy", "lobulation", "spiculation", "texture"))
+            ratings = ", ".join(
+                f"{rating} {nodule[rating]:g}" for rating in ("malignancy", "lobulation", "spiculation", "texture")
+            )
             patients.append(nodule_patient)
             told.append(f"{nodule_patient}, {2 * np.sqrt(mask.sum() / np.pi) * spacing:.0f} mm, {ratings}")
         if not all(in_validation(patient, 15) for patient in patients):

@@ -11,7 +11,9 @@ def small_checkpoint() -> str:
     """
     path = Path(__file__).parent / "checkpoints" / "lung-ct-small"
     if not (path / "model_index.json").is_file():
-        raise FileNotFoundError(f"The shipped checkpoint is not in {path}; install lsdm_diffusers from its wheel or repository again.")
+        raise FileNotFoundError(
+            f"The shipped checkpoint is not in {path}; install lsdm_diffusers from its wheel or repository again."
+        )
     return str(path)
 
 
@@ -20,5 +22,7 @@ def example_map(name: str = "lidc-idri-0001") -> str:
     folder = Path(__file__).parent / "examples"
     path = folder / f"{name}.png"
     if not path.is_file():
-        raise FileNotFoundError(f"`name` is {name!r}, but the example maps are {sorted(p.stem for p in folder.glob('*.png'))}.")
+        raise FileNotFoundError(
+            f"`name` is {name!r}, but the example maps are {sorted(p.stem for p in folder.glob('*.png'))}."
+        )
     return str(path)

@@ -28,21 +28,33 @@ def parse_args(arguments=None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--semantic_map", help="PNG of labels 0..7; default: the shipped map of LIDC-IDRI-0001")
-    parser.add_argument("--pretrained_model_name_or_path", help="folder or Hub id of a pipeline; default: the shipped small checkpoint")
+    parser.add_argument(
+        "--pretrained_model_name_or_path", help="folder or Hub id of a pipeline; default: the shipped small checkpoint"
+    )
     nodules = parser.add_argument_group("nodules (each guided feature applies to every nodule of the map)")
     nodules.add_argument("--malignancy", help='"benign", "malignant" or a rating 1..5')
     nodules.add_argument("--lobulation", type=float, help="rating 1 (none) .. 5 (marked)")
     nodules.add_argument("--spiculation", type=float, help="rating 1 (none) .. 5 (marked)")
     nodules.add_argument("--texture", type=float, help="rating 1 (ground glass) .. 5 (solid)")
-    nodules.add_argument("--guidance_scale", type=float, default=1.0, help="0 is off, 1 is Bayes' rule, more exaggerates (default 1)")
-    nodules.add_argument("--guidance_order", choices=["sequential", "joint"], default="sequential", help="default sequential")
+    nodules.add_argument(
+        "--guidance_scale", type=float, default=1.0, help="0 is off, 1 is Bayes' rule, more exaggerates (default 1)"
+    )
+    nodules.add_argument(
+        "--guidance_order", choices=["sequential", "joint"], default="sequential", help="default sequential"
+    )
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--scheduler", help="name of a diffusers scheduler class; default: the checkpoint's own")
     sampling.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps (default 25)")
     sampling.add_argument("--seed", type=int, default=0, help="same seed, same image (default 0)")
     sampling.add_argument("--num_images", type=int, default=1, help="images of the map (default 1)")
-    sampling.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda where there is one, or cpu")
-    parser.add_argument("--output", type=Path, default=Path("lsdm-output"), help="folder for the results (default lsdm-output)")
+    sampling.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default: cuda where there is one, or cpu",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("lsdm-output"), help="folder for the results (default lsdm-output)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -51,17 +63,23 @@ def preview(semantic_map: np.ndarray, hu: np.ndarray, title: str):
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    from .ct_export import WINDOWS
-    from .semantic_map import LABEL_NAMES, PALETTE
+    from .hounsfield import WINDOWS
+    from .labels import LABEL_NAMES, PALETTE
 
     figure = Figure(figsize=(15, 5.6), layout="constrained")
     axes = figure.subplots(1, 3)
     axes[0].imshow(PALETTE[semantic_map], interpolation="nearest")
     axes[0].set_title("semantic map")
     present = np.unique(semantic_map)
-    handles = [Patch(facecolor=PALETTE[label] / 255, edgecolor="grey", label=f"{label} {LABEL_NAMES[label]}") for label in present]
+    handles = [
+        Patch(facecolor=PALETTE[label] / 255, edgecolor="grey", label=f"{label} {LABEL_NAMES[label]}")
+        for label in present
+    ]
     axes[0].legend(handles=handles, loc="upper left", fontsize=7, framealpha=0.8)
-    for axis, name, (level, width) in ((axes[1], "lung window", WINDOWS["lung"]), (axes[2], "soft-tissue window", WINDOWS["mediastinal"])):
+    for axis, name, (level, width) in (
+        (axes[1], "lung window", WINDOWS["lung"]),
+        (axes[2], "soft-tissue window", WINDOWS["mediastinal"]),
+    ):
         axis.imshow(hu, cmap="gray", vmin=level - width / 2, vmax=level + width / 2)
         axis.set_title(f"{name} (level {level} HU, width {width} HU)")
     for axis in axes:
@@ -78,7 +96,8 @@ def main(arguments=None) -> None:
     from PIL import Image
 
     from .checkpoint import example_map, small_checkpoint
-    from .pipeline_lsdm import LSDMGuidedPipeline, feature_target
+    from .nodule_features import feature_target
+    from .pipeline_lsdm import LSDMGuidedPipeline
     from .semantic_map import find_nodules, read_semantic_map, semantic_map_image
 
     map_path = args.semantic_map or example_map()
@@ -97,10 +116,16 @@ def main(arguments=None) -> None:
         if args.num_images < 1:
             raise ValueError(f"`--num_images` is {args.num_images}, but at least 1 is needed.")
         scheduler_class = getattr(diffusers, args.scheduler, None) if args.scheduler else None
-        if args.scheduler and not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
-            raise ValueError(f"`--scheduler` is {args.scheduler!r}, but a diffusers scheduler class such as DDIMScheduler is needed.")
+        if args.scheduler and not (
+            isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)
+        ):
+            raise ValueError(
+                f"`--scheduler` is {args.scheduler!r}, but a diffusers scheduler class such as DDIMScheduler is needed."
+            )
         if scheduler_class and not hasattr(scheduler_class, "add_noise"):
-            raise ValueError(f"`--scheduler` is {args.scheduler!r}, but a flow-matching scheduler fits no model of noise or v; take DDIMScheduler.")
+            raise ValueError(
+                f"`--scheduler` is {args.scheduler!r}, but a flow-matching scheduler fits no model of noise or v; take DDIMScheduler."
+            )
         if args.output.exists() and not args.output.is_dir():
             raise ValueError(f"`--output` is {args.output}, but that is a file, and a folder is needed.")
         pipe = LSDMGuidedPipeline.from_pretrained(checkpoint).to(args.device)
@@ -129,7 +154,9 @@ def main(arguments=None) -> None:
         grey = np.round((hu.astype(np.float32) + 1024) * (255 / 1824)).astype(np.uint8)
         Image.fromarray(grey).save(args.output / f"image-{index}.png")
         np.save(args.output / f"image-{index}.npy", hu)
-        title = f"{type(pipe.scheduler).__name__}, {args.num_inference_steps} steps, seed {args.seed + index}; {wanted}"
+        title = (
+            f"{type(pipe.scheduler).__name__}, {args.num_inference_steps} steps, seed {args.seed + index}; {wanted}"
+        )
         title += f", s = {args.guidance_scale:g}" if features else ""
         preview(semantic_map, hu, title).savefig(args.output / f"preview-{index}.png", dpi=110)
     parameters = {
@@ -138,9 +165,15 @@ def main(arguments=None) -> None:
         "pretrained_model_name_or_path": str(checkpoint),
         "scheduler": type(pipe.scheduler).__name__,
         # an infinite limit of some schedulers is no JSON number
-        "scheduler_config": {k: str(v) if v in (math.inf, -math.inf) else v for k, v in pipe.scheduler.config.items() if not k.startswith("_")},
+        "scheduler_config": {
+            k: str(v) if v in (math.inf, -math.inf) else v
+            for k, v in pipe.scheduler.config.items()
+            if not k.startswith("_")
+        },
         "nodule_features": features,
-        "nodules": [{"label": int(n.label), "centroid_yx": n.centroid_yx, "area": n.area} for n in find_nodules(semantic_map)],
+        "nodules": [
+            {"label": int(n.label), "centroid_yx": n.centroid_yx, "area": n.area} for n in find_nodules(semantic_map)
+        ],
         "seeds": [args.seed + index for index in range(args.num_images)],
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
     }

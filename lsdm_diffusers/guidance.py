@@ -11,8 +11,6 @@ from contextlib import contextmanager, nullcontext
 import torch
 import torch.nn.functional as F
 
-CROP = 64  # edge in pixels of what the classifiers see; thesis, section 3.4.1
-
 
 def noise_level(scheduler, timestep) -> tuple[torch.Tensor, torch.Tensor]:
     """(α, σ) with z_t = α·z_0 + σ·noise at `timestep`, asked of the scheduler itself; 0-dim float32 tensors.
@@ -28,7 +26,9 @@ def noise_level(scheduler, timestep) -> tuple[torch.Tensor, torch.Tensor]:
     elif hasattr(scheduler, "scale_noise"):
         alpha, sigma = scheduler.scale_noise(one, timestep, zero), scheduler.scale_noise(zero, timestep, one)
     else:
-        raise ValueError(f"`scheduler` is {type(scheduler).__name__}, but guidance needs one with `add_noise` or `scale_noise`.")
+        raise ValueError(
+            f"`scheduler` is {type(scheduler).__name__}, but guidance needs one with `add_noise` or `scale_noise`."
+        )
     return alpha[0], sigma[0]
 
 
@@ -52,24 +52,9 @@ def guide_model_output(model_output, gradient, alpha, sigma, prediction_type: st
         return model_output - sigma * (alpha**2 + sigma**2) ** 0.5 / alpha * gradient
     if prediction_type == "flow_prediction":
         return model_output - sigma / alpha * gradient
-    raise ValueError(f'`prediction_type` is {prediction_type!r}, but "epsilon", "sample", "v_prediction" or "flow_prediction" is needed.')
-
-
-def crop_box(centroid_yx: tuple[float, float], latent_size: tuple[int, int], factor: int) -> tuple[int, int, int, int]:
-    """Latent box (y0, x0, y1, x1) of 64/f latents an edge centred at a nodule, moved inside the frame at the border.
-
-    Args:
-        centroid_yx: centroid in pixels.
-        latent_size: height and width of the latents.
-        factor: down-sampling f of the autoencoder.
-    """
-    edge = CROP // factor
-    if min(latent_size) < edge:
-        raise ValueError(f"`semantic_map` is smaller than the {CROP}x{CROP} pixels around a nodule that the classifiers see.")
-    # pixel centre p lies at latent coordinate (p + 0.5) / f; round half up, so that the box never depends on Python's round-to-even
-    start = [int((c + 0.5) / factor - edge / 2 + 0.5) for c in centroid_yx]
-    y, x = (min(max(s, 0), limit - edge) for s, limit in zip(start, latent_size, strict=True))
-    return y, x, y + edge, x + edge
+    raise ValueError(
+        f'`prediction_type` is {prediction_type!r}, but "epsilon", "sample", "v_prediction" or "flow_prediction" is needed.'
+    )
 
 
 def nodule_mask(nodule: torch.Tensor, latent_size: tuple[int, int], dilation: int = 1) -> torch.Tensor:
@@ -97,7 +82,9 @@ def frozen(*modules: torch.nn.Module):
             parameter.requires_grad_(True)
 
 
-def classifier_gradient(crops, timestep, decode, classifiers, targets, scales, keep_weights: bool = True) -> torch.Tensor:
+def classifier_gradient(
+    crops, timestep, decode, classifiers, targets, scales, keep_weights: bool = True
+) -> torch.Tensor:
     """Σ_i s_i ∇ log p_i(y_i | D(crop), t) with respect to latent crops (thesis, eq. 3.7, 3.8), one decode for all classifiers.
 
     Args:
@@ -113,9 +100,15 @@ def classifier_gradient(crops, timestep, decode, classifiers, targets, scales, k
         RuntimeError: under `torch.inference_mode`, which forbids gradients.
     """
     if torch.is_inference_mode_enabled():
-        raise RuntimeError("Guidance needs gradients, which `torch.inference_mode` forbids; use `torch.no_grad` or nothing around the call.")
+        raise RuntimeError(
+            "Guidance needs gradients, which `torch.inference_mode` forbids; use `torch.no_grad` or nothing around the call."
+        )
     # group offload puts other memory into the parameters after each forward: keep the tensors that the forward saw
-    as_seen = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor) if keep_weights else nullcontext()
+    as_seen = (
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
+        if keep_weights
+        else nullcontext()
+    )
     with torch.enable_grad(), as_seen:
         crops = crops.detach().requires_grad_(True)
         images = decode(crops)

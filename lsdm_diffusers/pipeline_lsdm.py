@@ -11,10 +11,13 @@ from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 
-from .guidance import classifier_gradient, crop_box, frozen, guide_model_output, nodule_mask, noise_level
-from .models.nodule_classifier import NODULE_FEATURES, NoduleClassifier
+from .guidance import classifier_gradient, frozen, guide_model_output, nodule_mask, noise_level
+from .labels import NUM_LABELS
+from .models.nodule_classifier import NoduleClassifier
 from .models.unet_spade import SpadeUNet2DModel
-from .semantic_map import NUM_LABELS, find_nodules
+from .nodule_crop import crop_box
+from .nodule_features import NODULE_FEATURES, feature_target
+from .semantic_map import find_nodules
 from .semantic_map_pipeline import LSDMPipelineOutput, SemanticMapPipeline
 
 _INTERPOLATED = "its interpolated second step has a noise level it does not report"
@@ -38,19 +41,6 @@ class _NoduleBatch:
     box: list[tuple[int, int, int, int]]  # of its crop in the latents, y0 x0 y1 x1
     mask: torch.Tensor  # (N, 1, edge, edge): where in the crop guidance acts
     targets: dict[str, torch.Tensor]  # feature -> (N,); NaN where it is not asked for
-
-
-def feature_target(feature: str, value) -> float:
-    """The classifier's target: class 0 (benign, rating up to 2) or 1 (malignant) for malignancy, the rating 1..5 for the others."""
-    if feature not in NODULE_FEATURES:
-        raise ValueError(f"`nodule_features` has the key {feature!r}, but the features are {', '.join(NODULE_FEATURES)}.")
-    if feature == "malignancy" and value in ("benign", "malignant"):
-        return float(value == "malignant")
-    if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)) or not 1 <= value <= 5:
-        words = ' or "benign" or "malignant"' if feature == "malignancy" else ""
-        raise ValueError(f"`nodule_features` has {feature} = {value!r}, but a rating 1..5{words} is needed.")
-    # 2.5, halfway, counts as malignant: avoid false negatives (thesis, section 3.4.1)
-    return float(value >= 2.5) if feature == "malignancy" else float(value)
 
 
 class LSDMGuidedPipeline(SemanticMapPipeline):
@@ -117,17 +107,25 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         if isinstance(nodule_features, dict):
             return [[nodule_features] * len(of_map) for of_map in nodules]
         if not isinstance(nodule_features, (list, tuple)):
-            raise ValueError(f"`nodule_features` is a {type(nodule_features).__name__}, but None, a dict or a list with one entry per map is needed.")
+            raise ValueError(
+                f"`nodule_features` is a {type(nodule_features).__name__}, but None, a dict or a list with one entry per map is needed."
+            )
         if len(nodule_features) != len(nodules):
-            raise ValueError(f"`nodule_features` has {len(nodule_features)} entries, but one for each of the {len(nodules)} maps is needed.")
+            raise ValueError(
+                f"`nodule_features` has {len(nodule_features)} entries, but one for each of the {len(nodules)} maps is needed."
+            )
         result = []
         for index, (entry, of_map) in enumerate(zip(nodule_features, nodules, strict=True)):
             dicts = [entry or {}] * len(of_map) if entry is None or isinstance(entry, dict) else list(entry)
             if len(dicts) != len(of_map):
-                raise ValueError(f"`nodule_features[{index}]` has {len(dicts)} entries, but the map has {len(of_map)} nodules.")
+                raise ValueError(
+                    f"`nodule_features[{index}]` has {len(dicts)} entries, but the map has {len(of_map)} nodules."
+                )
             for features in dicts:
                 if features is not None and not isinstance(features, dict):
-                    raise ValueError(f"`nodule_features[{index}]` contains a {type(features).__name__}, but a dict for each nodule is needed.")
+                    raise ValueError(
+                        f"`nodule_features[{index}]` contains a {type(features).__name__}, but a dict for each nodule is needed."
+                    )
             result.append([features or {} for features in dicts])
         return result
 
@@ -137,12 +135,16 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
             return None
         nodules = [find_nodules(m) for m in maps]
         feature_dicts = self._feature_dicts(nodule_features, nodules)
-        asked_of_all = [nodule_features] if isinstance(nodule_features, dict) else []  # checked even where no map has a nodule
+        asked_of_all = (
+            [nodule_features] if isinstance(nodule_features, dict) else []
+        )  # checked even where no map has a nodule
         for features in asked_of_all + [features for of_map in feature_dicts for features in of_map]:
             for feature, value in features.items():
                 feature_target(feature, value)
                 if feature not in self.classifiers:
-                    raise ValueError(f"`nodule_features` asks for {feature}, but the pipeline has no `{feature}_classifier`.")
+                    raise ValueError(
+                        f"`nodule_features` asks for {feature}, but the pipeline has no `{feature}_classifier`."
+                    )
         image, box, mask, targets = [], [], [], {feature: [] for feature in NODULE_FEATURES}
         for map_index, (of_map, dicts) in enumerate(zip(nodules, feature_dicts, strict=True)):
             for nodule, features in zip(of_map, dicts, strict=True):
@@ -164,36 +166,59 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
 
     def _scales(self) -> dict[str, float]:
         scale = self._guidance_scale
-        return {feature: float(scale.get(feature, 1.0) if isinstance(scale, dict) else scale) for feature in NODULE_FEATURES}
+        return {
+            feature: float(scale.get(feature, 1.0) if isinstance(scale, dict) else scale)
+            for feature in NODULE_FEATURES
+        }
 
-    def _check_inputs(self, guidance_scale, guidance_order, num_images_per_map, num_inference_steps, output_type, tensor_inputs):
+    def _check_inputs(
+        self, guidance_scale, guidance_order, num_images_per_map, num_inference_steps, output_type, tensor_inputs
+    ):
         for option in ("clip_sample", "thresholding"):
             if getattr(self.scheduler.config, option, False):
                 raise ValueError(
                     f"`scheduler` ({type(self.scheduler).__name__}) has {option}=True, but that clips latents, which are not bounded; "
                     f"use `from_config(config, {option}=False)`."
                 )
-        given = guidance_scale if isinstance(guidance_scale, dict) else {feature: guidance_scale for feature in NODULE_FEATURES}
+        given = (
+            guidance_scale
+            if isinstance(guidance_scale, dict)
+            else {feature: guidance_scale for feature in NODULE_FEATURES}
+        )
         for feature, scale in given.items():
             if feature not in NODULE_FEATURES:
-                raise ValueError(f"`guidance_scale` has the key {feature!r}, but the features are {', '.join(NODULE_FEATURES)}.")
-            if isinstance(scale, bool) or not isinstance(scale, (int, float, np.number)) or not (math.isfinite(scale) and scale >= 0):
+                raise ValueError(
+                    f"`guidance_scale` has the key {feature!r}, but the features are {', '.join(NODULE_FEATURES)}."
+                )
+            if (
+                isinstance(scale, bool)
+                or not isinstance(scale, (int, float, np.number))
+                or not (math.isfinite(scale) and scale >= 0)
+            ):
                 raise ValueError(f"`guidance_scale` is {scale!r}, but a finite number of at least 0 is needed.")
         if guidance_order not in ("sequential", "joint"):
             raise ValueError(f'`guidance_order` is {guidance_order!r}, but "sequential" or "joint" is needed.')
         if not isinstance(num_images_per_map, int) or num_images_per_map < 1:
-            raise ValueError(f"`num_images_per_map` is {num_images_per_map!r}, but a whole number of at least 1 is needed.")
+            raise ValueError(
+                f"`num_images_per_map` is {num_images_per_map!r}, but a whole number of at least 1 is needed."
+            )
         if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` is {num_inference_steps!r}, but a whole number of at least 1 is needed.")
+            raise ValueError(
+                f"`num_inference_steps` is {num_inference_steps!r}, but a whole number of at least 1 is needed."
+            )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {output_type!r}, but one of {', '.join(OUTPUT_TYPES)} is needed.")
         wrong = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
         if wrong:
-            raise ValueError(f"`callback_on_step_end_tensor_inputs` has {wrong[0]!r}, but only {self._callback_tensor_inputs} are allowed.")
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` has {wrong[0]!r}, but only {self._callback_tensor_inputs} are allowed."
+            )
 
     def _check_guidable(self):
         if torch.is_inference_mode_enabled():
-            raise RuntimeError("Guidance needs gradients, which `torch.inference_mode` forbids; use `torch.no_grad` or nothing around the call.")
+            raise RuntimeError(
+                "Guidance needs gradients, which `torch.inference_mode` forbids; use `torch.no_grad` or nothing around the call."
+            )
         name = type(self.scheduler).__name__
         if name in UNGUIDABLE_SCHEDULERS:
             raise ValueError(
@@ -201,7 +226,9 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
                 "DPMSolverMultistepScheduler."
             )
         if not hasattr(self.scheduler, "add_noise") and not hasattr(self.scheduler, "scale_noise"):
-            raise ValueError(f"`scheduler` is {name}, but guidance needs one with `add_noise` or `scale_noise`, such as DPMSolverMultistepScheduler.")
+            raise ValueError(
+                f"`scheduler` is {name}, but guidance needs one with `add_noise` or `scale_noise`, such as DPMSolverMultistepScheduler."
+            )
         for name, module in {"vae": self.vae, **self.classifiers}.items():
             if any(parameter.device.type == "meta" for parameter in module.parameters()):
                 raise RuntimeError(
@@ -219,20 +246,31 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         alpha, sigma = (level.to(latents.device) for level in noise_level(self.scheduler, timestep))
         # schedulers of the sigma kind keep z_0 + σ·noise; the classifiers were trained on the variance-preserving form of it
         norm = torch.hypot(alpha, sigma)
-        crops = torch.stack([latents[image, :, y0:y1, x0:x1] for image, (y0, x0, y1, x1) in zip(nodules.image, nodules.box, strict=True)]).float()
+        crops = torch.stack(
+            [
+                latents[image, :, y0:y1, x0:x1]
+                for image, (y0, x0, y1, x1) in zip(nodules.image, nodules.box, strict=True)
+            ]
+        ).float()
         crops = crops / norm
 
         def gradient(crops, features):
             asked = {feature: c for feature, c in self.classifiers.items() if feature in features}
             image_dtype = next(iter(self.classifiers.values())).dtype
             decoding = [module for name, module in self.vae.named_children() if name not in ("encoder", "quant_conv")]
-            hooked = any(hasattr(part, "_diffusers_hook") for module in (*decoding, *asked.values()) for part in module.modules())
+            hooked = any(
+                hasattr(part, "_diffusers_hook")
+                for module in (*decoding, *asked.values())
+                for part in module.modules()
+            )
             with frozen(*decoding, *asked.values()):
                 decode = lambda z: self._decode_pixels(z).to(image_dtype)  # noqa: E731
                 g = classifier_gradient(crops, timestep, decode, asked, nodules.targets, scales, keep_weights=hooked)
             return g * nodules.mask
 
-        wanted = {feature for feature, target in nodules.targets.items() if scales[feature] and not torch.isnan(target).all()}
+        wanted = {
+            feature for feature, target in nodules.targets.items() if scales[feature] and not torch.isnan(target).all()
+        }
         if order == "joint" or "malignancy" not in wanted or wanted == {"malignancy"}:
             g = gradient(crops, wanted)
         else:
@@ -242,7 +280,9 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
             if next_timestep is None:
                 next_alpha_bar = torch.ones_like(alpha_bar)
             else:
-                next_alpha, next_sigma = (level.to(latents.device) for level in noise_level(self.scheduler, next_timestep))
+                next_alpha, next_sigma = (
+                    level.to(latents.device) for level in noise_level(self.scheduler, next_timestep)
+                )
                 next_alpha_bar = (next_alpha / torch.hypot(next_alpha, next_sigma)) ** 2
             variance = (1 - alpha_bar / next_alpha_bar).clamp(min=0)
             g = g + gradient(crops + variance * g, {"malignancy"})
@@ -295,8 +335,17 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        self._check_inputs(guidance_scale, guidance_order, num_images_per_map, num_inference_steps, output_type, callback_on_step_end_tensor_inputs)
-        maps = self._read_maps(semantic_map, self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1))
+        self._check_inputs(
+            guidance_scale,
+            guidance_order,
+            num_images_per_map,
+            num_inference_steps,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        maps = self._read_maps(
+            semantic_map, self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        )
         device = self._execution_device
         batch_size = len(maps) * num_images_per_map
         latent_size = (maps.shape[1] // self.vae_scale_factor, maps.shape[2] // self.vae_scale_factor)
@@ -308,7 +357,9 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         self._guidance_scale = guidance_scale
         nodules = self._nodule_batch(maps, nodule_features, num_images_per_map, latent_size, device)
         scales = self._scales()
-        if nodules is not None and not any(scales[feature] and not target.isnan().all() for feature, target in nodules.targets.items()):
+        if nodules is not None and not any(
+            scales[feature] and not target.isnan().all() for feature, target in nodules.targets.items()
+        ):
             nodules = None  # scale 0 of every feature asked for is exactly no guidance
         if nodules is not None:
             self._check_guidable()
@@ -322,9 +373,13 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         # what the map gives, once: E(m) of the map scaled to [-1, 1], and γ, β of every SPADE layer
         labels = torch.from_numpy(maps).to(device)
         scaled = labels[:, None].to(self.vae.dtype) * (2 / (NUM_LABELS - 1)) - 1
-        map_latents = torch.cat([self.vae.encode(m[None]).latent_dist.mode() for m in scaled]) * self.vae.config.scaling_factor
+        map_latents = (
+            torch.cat([self.vae.encode(m[None]).latent_dist.mode() for m in scaled]) * self.vae.config.scaling_factor
+        )
         map_latents = map_latents.repeat_interleave(num_images_per_map, dim=0).to(self.unet.dtype)
-        modulation = () if self.unet.config.spade_blocks == "none" else self.unet.compute_modulation(labels.long(), latent_size)
+        modulation = (
+            () if self.unet.config.spade_blocks == "none" else self.unet.compute_modulation(labels.long(), latent_size)
+        )
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
@@ -335,7 +390,11 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
 
         with self.progress_bar(total=num_inference_steps) as progress_bar:
             for i, t in enumerate(timesteps):
-                model_input = self.scheduler.scale_model_input(latents, t) if hasattr(self.scheduler, "scale_model_input") else latents
+                model_input = (
+                    self.scheduler.scale_model_input(latents, t)
+                    if hasattr(self.scheduler, "scale_model_input")
+                    else latents
+                )
                 model_input = torch.cat([model_input.to(self.unet.dtype), map_latents], dim=1)
                 model_output = self.unet(model_input, t, modulation=modulation).sample.to(dtype)
                 if nodules is not None:

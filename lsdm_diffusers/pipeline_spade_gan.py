@@ -53,7 +53,9 @@ class SpadeGanPipeline(SemanticMapPipeline):
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {output_type!r}, but one of {', '.join(OUTPUT_TYPES)} is needed.")
         if not isinstance(num_images_per_map, int) or num_images_per_map < 1:
-            raise ValueError(f"`num_images_per_map` is {num_images_per_map!r}, but a whole number of at least 1 is needed.")
+            raise ValueError(
+                f"`num_images_per_map` is {num_images_per_map!r}, but a whole number of at least 1 is needed."
+            )
         latent_dim, factor = self.spade_generator.config.latent_dim, self.spade_generator.scale_factor
         if num_images_per_map > 1 and not latent_dim:
             raise ValueError(
@@ -69,7 +71,9 @@ class SpadeGanPipeline(SemanticMapPipeline):
         if latent_dim:
             shape = (batch_size, latent_dim, maps.shape[1] // factor, maps.shape[2] // factor)
             # drawn in float32 whatever the generator's dtype is: a seed names one noise
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32).to(self.spade_generator.dtype)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32).to(
+                self.spade_generator.dtype
+            )
             latents = latents.split(num_images_per_map)
         labels = torch.from_numpy(maps).long().to(device)
         # map by map: an image must not depend on its neighbours, and a batch of full slices is the peak of memory

@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from huggingface_hub import snapshot_download
 
-from .semantic_map import HU_MAX, HU_MIN, read_semantic_map
+from .hounsfield import HU_MAX, HU_MIN
+from .semantic_map import read_semantic_map
 
 
 @dataclass
@@ -48,15 +49,23 @@ class SemanticMapPipeline(DiffusionPipeline):
     @staticmethod
     def _read_maps(semantic_map, multiple: int) -> np.ndarray:
         """One map, a batch or a list of maps as labels (B, H, W); H and W must be multiples of `multiple`."""
-        maps = [read_semantic_map(m) for m in semantic_map] if isinstance(semantic_map, (list, tuple)) else [read_semantic_map(semantic_map)]
+        maps = (
+            [read_semantic_map(m) for m in semantic_map]
+            if isinstance(semantic_map, (list, tuple))
+            else [read_semantic_map(semantic_map)]
+        )
         if not maps:
             raise ValueError("`semantic_map` is an empty list, but at least one map is needed.")
         maps = [single for m in maps for single in (m[None] if m.ndim == 2 else m)]
         if len({m.shape for m in maps}) > 1:
-            raise ValueError(f"`semantic_map` has maps of sizes {sorted({m.shape for m in maps})}, but one call takes maps of one size.")
+            raise ValueError(
+                f"`semantic_map` has maps of sizes {sorted({m.shape for m in maps})}, but one call takes maps of one size."
+            )
         height, width = maps[0].shape
         if height % multiple or width % multiple:
-            raise ValueError(f"`semantic_map` is {height}x{width} pixels, but height and width must be multiples of {multiple}.")
+            raise ValueError(
+                f"`semantic_map` is {height}x{width} pixels, but height and width must be multiples of {multiple}."
+            )
         return np.stack(maps)
 
     @staticmethod

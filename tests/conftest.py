@@ -14,7 +14,8 @@ from PIL import Image as PILImage
 
 from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier, SpadeUNet2DModel
 
-TRAINING = Path(__file__).parent.parent / "training"
+ROOT = Path(__file__).parent.parent
+TRAINING = ROOT / "training"
 RATINGS = ("malignancy", "lobulation", "spiculation", "texture")
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0205}
 
@@ -34,7 +35,9 @@ def tiny_unet(**changes):
 
 def tiny_classifier(feature, objective):
     torch.manual_seed(1)
-    return NoduleClassifier(feature, objective, block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=8).eval()
+    return NoduleClassifier(
+        feature, objective, block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=8
+    ).eval()
 
 
 def tiny_vae(**changes):
@@ -47,7 +50,9 @@ def tiny_vae(**changes):
         "scaling_factor": 0.5,
     }
     torch.manual_seed(2)
-    return AutoencoderKL(in_channels=1, out_channels=1, layers_per_block=1, latent_channels=3, **{**config, **changes}).eval()
+    return AutoencoderKL(
+        in_channels=1, out_channels=1, layers_per_block=1, latent_channels=3, **{**config, **changes}
+    ).eval()
 
 
 def tiny_pipeline(**changes):
@@ -82,7 +87,12 @@ def semantic_map():
 
 def sample(pipe, semantic_map, features=None, seed=1, **arguments):
     """HU of a short run from a fixed seed."""
-    arguments = {"num_inference_steps": 3, "output_type": "hu", "generator": torch.Generator().manual_seed(seed), **arguments}
+    arguments = {
+        "num_inference_steps": 3,
+        "output_type": "hu",
+        "generator": torch.Generator().manual_seed(seed),
+        **arguments,
+    }
     return pipe(semantic_map, features, **arguments).images
 
 
@@ -109,7 +119,11 @@ def dataset(tmp_path_factory):
             "patient_id": Value("string"),
             "pixel_spacing_mm": Value("float32"),
             "nodules": List(
-                {"patient_id": Value("string"), "centroid_yx": List(Value("float32"), length=2), **dict.fromkeys(RATINGS, Value("float32"))}
+                {
+                    "patient_id": Value("string"),
+                    "centroid_yx": List(Value("float32"), length=2),
+                    **dict.fromkeys(RATINGS, Value("float32")),
+                }
             ),
         }
     )

@@ -25,7 +25,9 @@ class StandIn:
 
     def commit_hash(self, repository, revision):
         files = self.repositories[repository][revision]
-        return digest(json.dumps([repository, {path: digest(content) for path, content in sorted(files.items())}]).encode())
+        return digest(
+            json.dumps([repository, {path: digest(content) for path, content in sorted(files.items())}]).encode()
+        )
 
     def files(self, repository, revision):
         """The files of a branch or of the commit it is at, with the commit's hash, or None."""
@@ -45,7 +47,10 @@ class StandIn:
                 return 404, {"X-Error-Code": "RevisionNotFound"}, b""
             commit, files = answer
             if what == "tree":
-                entries = [{"type": "file", "path": p, "size": len(content), "oid": digest(content)} for p, content in files.items()]
+                entries = [
+                    {"type": "file", "path": p, "size": len(content), "oid": digest(content)}
+                    for p, content in files.items()
+                ]
                 return 200, json_answer, json.dumps(entries).encode()
             info = {"id": name, "sha": commit, "private": False, "siblings": [{"rfilename": p} for p in files]}
             return 200, json_answer, json.dumps(info).encode()
@@ -81,7 +86,9 @@ class StandIn:
             return 200, {}
         if what == "preupload":
             names = [file["path"] for file in json.loads(body)["files"]]
-            return 200, {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for p in names]}
+            return 200, {
+                "files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for p in names]
+            }
         for line in map(json.loads, body.decode().splitlines()):
             if line["key"] == "file":
                 repository[revision][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
@@ -135,6 +142,12 @@ def stand_in_hub(home):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler_for(hub))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
-    environment = {"HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_test", "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0"}
+    environment = {
+        "HF_ENDPOINT": endpoint,
+        "HF_TOKEN": "hf_test",
+        "HF_HOME": str(home),
+        "NO_PROXY": "127.0.0.1",
+        "HF_HUB_OFFLINE": "0",
+    }
     yield {**environment, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}, hub
     server.shutdown()

@@ -19,7 +19,9 @@ CLIENT = {"verbose": False, "httpx_kwargs": {"timeout": 120}}  # of `gradio_clie
 def page_pipeline():
     """Components so small that hundreds of slices are made within a minute."""
     vae = tiny_vae(block_out_channels=(4, 4, 8), norm_num_groups=2)
-    return tiny_pipeline(vae=vae, unet=tiny_unet(block_out_channels=(8, 8), attention_levels=(False, False), norm_num_groups=4))
+    return tiny_pipeline(
+        vae=vae, unet=tiny_unet(block_out_channels=(8, 8), attention_levels=(False, False), norm_num_groups=4)
+    )
 
 
 def small_map() -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from lsdm_diffusers import LSDMGuidedPipeline, small_checkpoint
-from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
+from lsdm_diffusers.nodule_features import NODULE_FEATURES
 
 
 def test_is_small_safe_and_complete():

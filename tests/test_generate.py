@@ -15,12 +15,33 @@ from .conftest import tiny_pipeline
 def arguments(tmp_path, semantic_map):
     tiny_pipeline().save_pretrained(tmp_path / "checkpoint")
     PIL.Image.fromarray(semantic_map).save(tmp_path / "map.png")
-    common = ["--pretrained_model_name_or_path", tmp_path / "checkpoint", "--semantic_map", tmp_path / "map.png", "--output", tmp_path / "out"]
+    common = [
+        "--pretrained_model_name_or_path",
+        tmp_path / "checkpoint",
+        "--semantic_map",
+        tmp_path / "map.png",
+        "--output",
+        tmp_path / "out",
+    ]
     return [str(argument) for argument in common] + ["--num_inference_steps", "2"]
 
 
 def test_command_writes_images_previews_and_parameters(arguments, tmp_path, semantic_map):
-    main([*arguments, "--num_images", "2", "--malignancy", "malignant", "--texture", "4", "--scheduler", "EulerDiscreteScheduler", "--seed", "5"])
+    main(
+        [
+            *arguments,
+            "--num_images",
+            "2",
+            "--malignancy",
+            "malignant",
+            "--texture",
+            "4",
+            "--scheduler",
+            "EulerDiscreteScheduler",
+            "--seed",
+            "5",
+        ]
+    )
     out = tmp_path / "out"
     assert PIL.Image.open(out / "image-1.png").size == (128, 96)
     hu = np.load(out / "image-0.npy")
@@ -29,7 +50,11 @@ def test_command_writes_images_previews_and_parameters(arguments, tmp_path, sema
     np.testing.assert_array_equal(np.asarray(PIL.Image.open(out / "semantic_map.png")), semantic_map)
     parameters = json.loads((out / "parameters.json").read_text())
     assert parameters["nodule_features"] == {"malignancy": "malignant", "texture": 4.0}
-    assert parameters["scheduler"] == "EulerDiscreteScheduler" and parameters["seeds"] == [5, 6] and len(parameters["nodules"]) == 2
+    assert (
+        parameters["scheduler"] == "EulerDiscreteScheduler"
+        and parameters["seeds"] == [5, 6]
+        and len(parameters["nodules"]) == 2
+    )
 
 
 def test_same_seed_same_image_alone_or_with_others(arguments, tmp_path):
@@ -62,7 +87,18 @@ def test_shipped_checkpoint_and_map(tmp_path):
     y, x = (int(c) for c in find_nodules(labels)[0].centroid_yx)
     y, x = min(max(y - 64, 0), 384), min(max(x - 64, 0), 384)
     PIL.Image.fromarray(labels[y : y + 128, x : x + 128]).save(tmp_path / "crop.png")
-    main(["--semantic_map", str(tmp_path / "crop.png"), "--output", str(tmp_path), "--num_inference_steps", "8", "--malignancy", "malignant"])
+    main(
+        [
+            "--semantic_map",
+            str(tmp_path / "crop.png"),
+            "--output",
+            str(tmp_path),
+            "--num_inference_steps",
+            "8",
+            "--malignancy",
+            "malignant",
+        ]
+    )
     hu = np.load(tmp_path / "image-0.npy")
     lung = hu[labels[y : y + 128, x : x + 128] == 4]
     assert -1000 < np.median(lung) < -600

@@ -4,7 +4,8 @@ import diffusers
 import pytest
 import torch
 
-from lsdm_diffusers.guidance import CROP, classifier_gradient, crop_box, frozen, guide_model_output, nodule_mask, noise_level
+from lsdm_diffusers.guidance import classifier_gradient, frozen, guide_model_output, nodule_mask, noise_level
+from lsdm_diffusers.nodule_crop import CROP, crop_box
 
 from .conftest import BETAS
 
@@ -38,7 +39,12 @@ def guided_samples(name, config, steps, prediction_type="epsilon", count=20000):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, 1, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
     extra = {"eta": 1.0} if name.endswith("eta") else {}
-    if name.split()[0] not in ("PNDMScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler", "DPMSolverSinglestepScheduler"):
+    if name.split()[0] not in (
+        "PNDMScheduler",
+        "UniPCMultistepScheduler",
+        "DEISMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+    ):
         extra["generator"] = generator
     if name in ("LMSDiscreteScheduler", "HeunDiscreteScheduler"):
         extra.pop("generator")
@@ -143,7 +149,9 @@ def test_gradients_survive_weights_that_are_moved_after_each_forward():
             return image.square().flatten(1).sum(1)
 
     def gradient():
-        return classifier_gradient(crops, 0, decoder, {"texture": Classifier}, {"texture": torch.zeros(1)}, {"texture": 1.0})
+        return classifier_gradient(
+            crops, 0, decoder, {"texture": Classifier}, {"texture": torch.zeros(1)}, {"texture": 1.0}
+        )
 
     crops = torch.randn(1, 3, 16, 16)
     expected = gradient()

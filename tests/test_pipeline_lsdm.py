@@ -80,7 +80,9 @@ def test_guidance_scale_zero_and_no_features_are_no_guidance(pipe, semantic_map)
 def test_guidance_acts_in_the_nodules_alone(pipe, semantic_map, order):
     """One step from the same noise: the latents differ inside the dilated nodules only."""
     plain = sample(pipe, semantic_map, output_type="latent", num_inference_steps=1)
-    guided = sample(pipe, semantic_map, ALL, output_type="latent", num_inference_steps=1, guidance_scale=50.0, guidance_order=order)
+    guided = sample(
+        pipe, semantic_map, ALL, output_type="latent", num_inference_steps=1, guidance_scale=50.0, guidance_order=order
+    )
     changed = (guided - plain).abs().amax(dim=(0, 1)) > 0
     allowed = torch.zeros_like(changed)
     allowed[0:3, 0:3] = True  # 6x6 pixels in the corner: latents 0..1, dilated by one
@@ -92,7 +94,9 @@ def test_guidance_acts_in_the_nodules_alone(pipe, semantic_map, order):
 def test_orders_agree_for_one_kind_and_differ_for_both(pipe, semantic_map):
     both = {"malignancy": "malignant", "texture": 5}
     runs = {
-        (order, name): sample(pipe, semantic_map, features, output_type="latent", guidance_scale=100.0, guidance_order=order)
+        (order, name): sample(
+            pipe, semantic_map, features, output_type="latent", guidance_scale=100.0, guidance_order=order
+        )
         for order in ("sequential", "joint")
         for name, features in (("both", both), ("texture", {"texture": 5}), ("malignancy", {"malignancy": 5}))
     }
@@ -104,7 +108,9 @@ def test_orders_agree_for_one_kind_and_differ_for_both(pipe, semantic_map):
 def test_features_for_each_nodule(pipe, semantic_map):
     """Raster order: the corner nodule is first; guiding it alone leaves the other where it was."""
     plain = sample(pipe, semantic_map, output_type="latent", num_inference_steps=1)
-    first = sample(pipe, semantic_map, [[{"texture": 5}, {}]], output_type="latent", num_inference_steps=1, guidance_scale=50.0)
+    first = sample(
+        pipe, semantic_map, [[{"texture": 5}, {}]], output_type="latent", num_inference_steps=1, guidance_scale=50.0
+    )
     changed = (first - plain).abs().amax(dim=(0, 1)) > 0
     assert changed[0:3, 0:3].any() and not changed[11:16, 16:22].any()
     every = sample(pipe, semantic_map, [{"texture": 5}], guidance_scale=50.0)
@@ -121,9 +127,24 @@ def test_batch_equals_single(pipe, semantic_map):
     other = semantic_map[::-1].copy()
     seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2, 3, 4)]
     features = [[{"texture": 5}, {"malignancy": "benign"}], {"spiculation": 4}]
-    batch = sample(pipe, [semantic_map, other], features, num_images_per_map=2, generator=seeds, guidance_scale=10.0, output_type="latent")
+    batch = sample(
+        pipe,
+        [semantic_map, other],
+        features,
+        num_images_per_map=2,
+        generator=seeds,
+        guidance_scale=10.0,
+        output_type="latent",
+    )
     for index, seed in enumerate((1, 2, 3, 4)):
-        single = sample(pipe, [semantic_map, other][index // 2], [features[index // 2]], seed=seed, guidance_scale=10.0, output_type="latent")
+        single = sample(
+            pipe,
+            [semantic_map, other][index // 2],
+            [features[index // 2]],
+            seed=seed,
+            guidance_scale=10.0,
+            output_type="latent",
+        )
         torch.testing.assert_close(batch[index : index + 1], single, atol=1e-4, rtol=1e-4)
 
 
@@ -146,7 +167,9 @@ SCHEDULERS = [
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_runs_guided(pipe, semantic_map, name):
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
-    plain, guided = (sample(pipe, semantic_map, features, num_inference_steps=4, guidance_scale=20.0) for features in (None, ALL))
+    plain, guided = (
+        sample(pipe, semantic_map, features, num_inference_steps=4, guidance_scale=20.0) for features in (None, ALL)
+    )
     assert not np.array_equal(plain, guided)
 
 
@@ -233,7 +256,9 @@ def test_callback_sees_and_changes_latents_and_scale(pipe, semantic_map):
 
 def test_given_latents_are_used(pipe, semantic_map):
     noise = torch.randn(1, 3, 24, 32, generator=torch.Generator().manual_seed(1))
-    np.testing.assert_array_equal(sample(pipe, semantic_map, latents=noise, generator=None), sample(pipe, semantic_map))
+    np.testing.assert_array_equal(
+        sample(pipe, semantic_map, latents=noise, generator=None), sample(pipe, semantic_map)
+    )
 
 
 def test_concatenation_baseline_and_bfloat16(semantic_map):
@@ -272,7 +297,9 @@ def test_custom_pipeline_route(tmp_path, semantic_map, monkeypatch):
     tiny_pipeline().save_pretrained(tmp_path / "checkpoint")
     shim = tmp_path / "lsdm_shim.py"
     shim.write_text("from lsdm_diffusers import LSDMGuidedPipeline\n")
-    pipe = DiffusionPipeline.from_pretrained(tmp_path / "checkpoint", custom_pipeline=str(shim), trust_remote_code=True)
+    pipe = DiffusionPipeline.from_pretrained(
+        tmp_path / "checkpoint", custom_pipeline=str(shim), trust_remote_code=True
+    )
     assert isinstance(pipe, LSDMGuidedPipeline)
 
 
@@ -305,7 +332,9 @@ def test_modulation_is_freed_after_the_call(pipe, semantic_map, monkeypatch):
 def test_modulation_is_computed_once_per_call(pipe, semantic_map, monkeypatch):
     calls = []
     compute = type(pipe.unet).compute_modulation
-    monkeypatch.setattr(type(pipe.unet), "compute_modulation", lambda self, *args: (calls.append(1), compute(self, *args))[1])
+    monkeypatch.setattr(
+        type(pipe.unet), "compute_modulation", lambda self, *args: (calls.append(1), compute(self, *args))[1]
+    )
     sample(pipe, semantic_map, num_inference_steps=5)
     assert len(calls) == 1
 

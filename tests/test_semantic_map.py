@@ -11,19 +11,9 @@ from skimage.draw import disk, ellipse, polygon2mask
 from skimage.measure import euler_number, find_contours, label
 from skimage.morphology import erosion
 
-from lsdm_diffusers.semantic_map import (
-    NUM_LABELS,
-    PALETTE,
-    SemanticLabel,
-    body_mask,
-    contour_mask,
-    find_nodules,
-    max_pool_one_hot,
-    paint_nodules,
-    read_semantic_map,
-    semantic_map_from_hu,
-    semantic_map_image,
-)
+from lsdm_diffusers.labels import NUM_LABELS, PALETTE, SemanticLabel, max_pool_one_hot
+from lsdm_diffusers.segmentation import body_mask, contour_mask, paint_nodules, semantic_map_from_hu
+from lsdm_diffusers.semantic_map import find_nodules, read_semantic_map, semantic_map_image
 
 
 @pytest.fixture
@@ -102,7 +92,13 @@ def test_a_wrong_value_of_an_image_is_named():
 
 @pytest.mark.parametrize(
     "source",
-    [np.zeros((8, 8), np.float32), np.zeros((8, 8), bool), torch.zeros(8, 8), torch.zeros(8, 8, dtype=torch.bfloat16), torch.zeros(8, 8) > 0],
+    [
+        np.zeros((8, 8), np.float32),
+        np.zeros((8, 8), bool),
+        torch.zeros(8, 8),
+        torch.zeros(8, 8, dtype=torch.bfloat16),
+        torch.zeros(8, 8) > 0,
+    ],
 )
 def test_dtypes_other_than_integer_are_refused(source):
     with pytest.raises(ValueError, match="dtype (float|bool).*integer labels"):
@@ -132,7 +128,9 @@ def test_an_image_shows_one_map_only(labels):
         semantic_map_image(labels[None])
 
 
-@pytest.mark.parametrize(("rating", "expected"), [(1, 5), (2, 5), (2.99, 5), (3, 6), (3.01, 7), (4, 7), (5, 7)])
+@pytest.mark.parametrize(
+    ("rating", "expected"), [(1, 5), (2, 5), (2.49, 5), (2.5, 6), (3, 6), (3.49, 6), (3.5, 7), (4, 7), (5, 7)]
+)
 def test_the_label_follows_malignancy(rating, expected):
     assert SemanticLabel.for_malignancy(rating) == expected
 
@@ -163,7 +161,10 @@ def test_touching_nodules_of_different_labels_stay_apart():
     labels = np.zeros((32, 32), dtype=np.uint8)
     labels[8:12, 8:12] = 5
     labels[8:12, 12:16] = 7
-    assert [(n.label, n.centroid_yx, n.area) for n in find_nodules(labels)] == [(5, (9.5, 9.5), 16), (7, (9.5, 13.5), 16)]
+    assert [(n.label, n.centroid_yx, n.area) for n in find_nodules(labels)] == [
+        (5, (9.5, 9.5), 16),
+        (7, (9.5, 13.5), 16),
+    ]
 
 
 def test_pixels_that_touch_by_a_corner_are_one_nodule():
@@ -177,7 +178,9 @@ def test_a_nodule_knows_its_own_pixels():
     labels[4, 8] = 5
     long, dot = find_nodules(labels)
     assert (long.mask(labels.shape) | dot.mask(labels.shape)).sum() == (labels == 5).sum() == long.area + dot.area
-    assert [tuple(point) for point in np.argwhere(dot.mask(labels.shape))] == [(4, 8)] and not long.mask(labels.shape)[4, 8]
+    assert [tuple(point) for point in np.argwhere(dot.mask(labels.shape))] == [(4, 8)] and not long.mask(labels.shape)[
+        4, 8
+    ]
 
 
 def test_no_other_label_is_a_nodule():
@@ -243,7 +246,9 @@ def phantom() -> np.ndarray:
         hu[region] = value
 
     # the table: a hollow crescent, a shell of 300 HU, 12 pixels below the patient
-    crescent = mask_of(ellipse(290, 256, 210, 250)) & ~mask_of(ellipse(220, 256, 210, 250)) & (np.arange(512)[:, None] > 400)
+    crescent = (
+        mask_of(ellipse(290, 256, 210, 250)) & ~mask_of(ellipse(220, 256, 210, 250)) & (np.arange(512)[:, None] > 400)
+    )
     hu[crescent & ~erosion(crescent, np.ones((11, 11)))] = 300
 
     paint(ellipse(256, 256, 160, 215), FAT)

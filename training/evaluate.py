@@ -23,9 +23,8 @@ from accelerate import Accelerator
 from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 
-from lsdm_diffusers.autoencoder_loss import perceptual_distance
-from lsdm_diffusers.ct_dataset import blanked, decode_image, write_atomically
-from lsdm_diffusers.evaluation_images import (
+from lsdm_diffusers.data.dataset import blanked, decode_image
+from lsdm_diffusers.evaluation.images import (
     check_run,
     data_of,
     make_missing,
@@ -36,51 +35,105 @@ from lsdm_diffusers.evaluation_images import (
     sample_hu,
     weights_digest,
 )
-from lsdm_diffusers.guidance import crop_box
-from lsdm_diffusers.map_obedience import hu_by_label, hu_distances, label_dice, nodule_obedience
-from lsdm_diffusers.metrics import EXTRACTORS, feature_extractor, features_of, frechet_distance, kernel_distance, paired_metrics
-from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
-from lsdm_diffusers.nodule_windows import rated_features
-from lsdm_diffusers.publishing import evaluation_results
-from lsdm_diffusers.semantic_map import PALETTE, find_nodules, scaled_hu
-from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind
+from lsdm_diffusers.evaluation.metrics import (
+    EXTRACTORS,
+    feature_extractor,
+    features_of,
+    frechet_distance,
+    kernel_distance,
+    paired_metrics,
+)
+from lsdm_diffusers.evaluation.obedience import hu_by_label, hu_distances, label_dice, nodule_obedience
+from lsdm_diffusers.evaluation.windows import rated_features
+from lsdm_diffusers.hounsfield import scaled_hu
+from lsdm_diffusers.hub.publishing import evaluation_results
+from lsdm_diffusers.io.atomic_write import write_atomically
+from lsdm_diffusers.labels import PALETTE
+from lsdm_diffusers.models.perceptual import perceptual_distance
+from lsdm_diffusers.nodule_crop import crop_box
+from lsdm_diffusers.nodule_features import NODULE_FEATURES
+from lsdm_diffusers.semantic_map import find_nodules
+from lsdm_diffusers.training.data import add_data_arguments, open_splits, rows_of_kind
 
 ARMS = ("none", *NODULE_FEATURES, "all")
-BETTER = {"fid": "low", "kid": "low", "ssim": "high", "ms_ssim": "high", "lpips": "low", "nodule_fid": "low", "nodule_kid": "low"}
+BETTER = {
+    "fid": "low",
+    "kid": "low",
+    "ssim": "high",
+    "ms_ssim": "high",
+    "lpips": "low",
+    "nodule_fid": "low",
+    "nodule_kid": "low",
+}
 BETTER |= {"hu_distance": "low", "hu_distance_lung": "low"}
-BETTER |= {"dice_lung": "high", "dice_bone": "high", "nodule_dice": "high", "missed_nodules": "low", "diameter_error_mm": "low"}
+BETTER |= {
+    "dice_lung": "high",
+    "dice_bone": "high",
+    "nodule_dice": "high",
+    "missed_nodules": "low",
+    "diameter_error_mm": "low",
+}
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = parser.add_argument_group("models")
     models.add_argument(
-        "--pretrained_model_name_or_path", nargs="+", required=True, metavar="NAME=PATH", help="folders or Hub ids of pipelines; NAME= is optional"
+        "--pretrained_model_name_or_path",
+        nargs="+",
+        required=True,
+        metavar="NAME=PATH",
+        help="folders or Hub ids of pipelines; NAME= is optional",
     )
-    models.add_argument("--arms", nargs="+", choices=ARMS, default=["none"], help="guidance: off, by one feature, or by all")
+    models.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=["none"], help="guidance: off, by one feature, or by all"
+    )
     models.add_argument("--guidance_scale", type=float, default=1.0, help="s of the guided arms")
-    models.add_argument("--scheduler", default=None, help="name of a diffusers scheduler class; default: each pipeline's own")
+    models.add_argument(
+        "--scheduler", default=None, help="name of a diffusers scheduler class; default: each pipeline's own"
+    )
     models.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps")
     models.add_argument("--seeds", type=int, nargs="+", default=[0], help="one image of each map and seed")
     models.add_argument("--sample_batch_size", type=int, default=1, help="slices sampled together; all of one size")
-    models.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="of sampling; bf16 needs hardware for it")
+    models.add_argument(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        default="no",
+        help="of sampling; bf16 needs hardware for it",
+    )
     data = add_data_arguments(parser)
     data.add_argument("--split", default="validation", help="split whose maps are drawn and whose slices are compared")
-    data.add_argument("--max_samples", type=int, default=None, help="evaluate on this many slices, evenly spread; default: all")
+    data.add_argument(
+        "--max_samples", type=int, default=None, help="evaluate on this many slices, evenly spread; default: all"
+    )
     metrics = parser.add_argument_group("metrics")
     metrics.add_argument(
-        "--blank_background", action="store_true", help="compare without table and clothes, for models that were trained with this flag"
+        "--blank_background",
+        action="store_true",
+        help="compare without table and clothes, for models that were trained with this flag",
     )
-    metrics.add_argument("--feature_extractor", choices=EXTRACTORS, default="inception", help="network of FID and KID; efficientnet works offline")
+    metrics.add_argument(
+        "--feature_extractor",
+        choices=EXTRACTORS,
+        default="inception",
+        help="network of FID and KID; efficientnet works offline",
+    )
     metrics.add_argument("--lpips", action="store_true", help="LPIPS too; fetches VGG weights")
-    parser.add_argument("--seed", type=int, default=0, help="which training slices stand against the real ones, where --max_train_samples draws")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="which training slices stand against the real ones, where --max_train_samples draws",
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="for images, features and results")
     return parser.parse_args()
 
 
 def features_asked(row, arm, pipe):
     """The map's entry of `nodule_features`: for each nodule its true ratings, of the features that the arm guides."""
-    return rated_features(row, [f for f in NODULE_FEATURES if arm in (f, "all") and getattr(pipe, f"{f}_classifier", None) is not None])
+    return rated_features(
+        row, [f for f in NODULE_FEATURES if arm in (f, "all") and getattr(pipe, f"{f}_classifier", None) is not None]
+    )
 
 
 def arms_of(pipe, args):
@@ -104,7 +157,9 @@ def density_distances(rows, slices, other_rows, others):
     """Wasserstein-1 of the HU histograms under each label over the deviation of `slices`: mean over labels, and of lung."""
     maps = [[np.asarray(row["semantic_map"]) for row in some] for some in (rows, other_rows)]
     distances = hu_distances(hu_by_label(maps[0], slices), hu_by_label(maps[1], others))
-    return {"hu_distance": float(np.mean(list(distances.values())))} | {f"hu_distance_{k}": v for k, v in distances.items() if k == "lung"}
+    return {"hu_distance": float(np.mean(list(distances.values())))} | {
+        f"hu_distance_{k}": v for k, v in distances.items() if k == "lung"
+    }
 
 
 def crops_of(rows, slices):
@@ -145,20 +200,36 @@ def generate_all(args, accelerator, rows):
     folders = {}
     for name, path in model_paths(args.pretrained_model_name_or_path).items():
         pipe = open_pipeline(path, args.scheduler).to(accelerator.device)
-        sampler = f"{type(pipe.scheduler).__name__}-{args.num_inference_steps}" if hasattr(pipe, "scheduler") else "one-step"
+        sampler = (
+            f"{type(pipe.scheduler).__name__}-{args.num_inference_steps}" if hasattr(pipe, "scheduler") else "one-step"
+        )
         for arm in arms_of(pipe, args):
             kind = arm if arm == "none" else f"{arm}-s{args.guidance_scale:g}"
-            root = args.output_dir / "images" / f"{name}-{weights_digest(pipe)}" / sampler / f"{kind}-{args.mixed_precision}"
+            root = (
+                args.output_dir
+                / "images"
+                / f"{name}-{weights_digest(pipe)}"
+                / sampler
+                / f"{kind}-{args.mixed_precision}"
+            )
             folders[name, arm] = {seed: root / f"seed-{seed}" for seed in args.seeds}
 
             def make(told, pipe=pipe, arm=arm):
                 some = [rows[i] for i, _ in told]
                 noise = [noise_seed(seed, row["number"]) for row, (_, seed) in zip(some, told, strict=True)]
                 features = None if arm == "none" else [features_asked(row, arm, pipe) for row in some]
-                wanted = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale, "nodule_features": features}
+                wanted = {
+                    "num_inference_steps": args.num_inference_steps,
+                    "guidance_scale": args.guidance_scale,
+                    "nodule_features": features,
+                }
                 return sample_hu(pipe, [np.asarray(row["semantic_map"]) for row in some], noise, **wanted)
 
-            wanted = {folder / f"{row['number']}.png": (i, seed) for seed, folder in folders[name, arm].items() for i, row in enumerate(rows)}
+            wanted = {
+                folder / f"{row['number']}.png": (i, seed)
+                for seed, folder in folders[name, arm].items()
+                for i, row in enumerate(rows)
+            }
             make_missing(accelerator, wanted, make, f"{name}, {arm}", args.sample_batch_size)
     return folders
 
@@ -182,7 +253,9 @@ def main():
         for name in {args.split, "train" if args.split != "train" else "validation"}
     }
     if not all(len(split) for split in listing.values()):
-        raise SystemExit(f"The dataset {args.dataset_name or args.train_data_dir} has a split without nodules, which cannot be evaluated.")
+        raise SystemExit(
+            f"The dataset {args.dataset_name or args.train_data_dir} has a split without nodules, which cannot be evaluated."
+        )
     chosen = spread(len(listing[args.split]), args.max_samples)
     rows = [{**listing[args.split][int(i)], "number": int(i)} for i in chosen]
     if len(rows) < 2:
@@ -225,7 +298,9 @@ def main():
     other_slices = [decode_image(row["image"]) for row in others]
     yardstick = density_distances(rows, real_slices, others, other_slices)
     yardstick |= set_distances(real, as_batch(others, other_slices, args.blank_background), extract)
-    yardstick |= set_distances(real_crops, crops_of(others, other_slices), extract, "nodule_") | obedience(rows, real_slices)
+    yardstick |= set_distances(real_crops, crops_of(others, other_slices), extract, "nodule_") | obedience(
+        rows, real_slices
+    )
     results = {"real slices": {name: {"mean": value} for name, value in yardstick.items()}}
     shown = {}
     for (name, arm), of_seed in folders.items():
@@ -241,9 +316,15 @@ def main():
     patients = len({row["patient_id"] for row in rows})
     setting = f"{len(rows)} slices of {patients} patients (split {args.split}), {len(real_crops)} nodules, {len(args.seeds)} seed(s); "
     setting += f"{args.num_inference_steps} steps, {args.scheduler or 'own scheduler'}, s = {args.guidance_scale:g}; "
-    setting += f"features of {args.feature_extractor}" + ("; without table and clothes" if args.blank_background else "")
+    setting += f"features of {args.feature_extractor}" + (
+        "; without table and clothes" if args.blank_background else ""
+    )
     dataset = args.dataset_name or args.train_data_dir
-    report = {"setting": setting, "dataset": Path(dataset).name if Path(dataset).exists() else dataset, "split": args.split}
+    report = {
+        "setting": setting,
+        "dataset": Path(dataset).name if Path(dataset).exists() else dataset,
+        "split": args.split,
+    }
     report |= {"feature_extractor": args.feature_extractor, "results": results, "images_a_second": speed}
     write_atomically(args.output_dir / "results.json", (json.dumps(report, indent=1) + "\n").encode())
     table = markdown(results, setting)
@@ -269,7 +350,12 @@ def markdown(results, setting):
         "Densities, Wasserstein-1 over the real deviation": ("hu_distance", "hu_distance_lung"),
         "Obedience to the map": ("dice_lung", "dice_bone", "nodule_dice", "diameter_error_mm", "missed_nodules"),
     }
-    lines = [setting + ".", "", "`real slices`: distances to as many slices of other patients; obedience of the real slices themselves.", ""]
+    lines = [
+        setting + ".",
+        "",
+        "`real slices`: distances to as many slices of other patients; obedience of the real slices themselves.",
+        "",
+    ]
     for title, names in parts.items():
         lines += [f"## {title}", "", "| | " + " | ".join(results) + " |", "|---" * (1 + len(results)) + "|"]
         for name in names:
@@ -288,7 +374,9 @@ def pictures(folder, rows, real, shown):
         figure = Figure(figsize=(2.4 * (2 + len(shown)), 2.6 * len(picked)), layout="constrained")
         for axes, i in zip(np.atleast_2d(figure.subplots(len(picked), 2 + len(shown))), picked, strict=True):
             labels = np.asarray(rows[i]["semantic_map"])
-            y, x, y1, x1 = crop_box(find_nodules(labels)[0].centroid_yx, labels.shape, 1) if edge else (0, 0, *labels.shape)
+            y, x, y1, x1 = (
+                crop_box(find_nodules(labels)[0].centroid_yx, labels.shape, 1) if edge else (0, 0, *labels.shape)
+            )
             axes[0].imshow(PALETTE[labels][y:y1, x:x1])
             axes[0].set_title("map", fontsize=9)
             for axis, (name, slices) in zip(axes[1:], {"real": real, **shown}.items(), strict=True):

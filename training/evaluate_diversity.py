@@ -25,15 +25,17 @@ from matplotlib.figure import Figure
 from scipy.spatial.distance import cdist
 
 from lsdm_diffusers import small_checkpoint
-from lsdm_diffusers.autoencoder_loss import PERCEPTUAL, perceptual_distance
-from lsdm_diffusers.ct_dataset import write_atomically
-from lsdm_diffusers.evaluation_images import check_run, data_of, image_folder, open_pipeline
-from lsdm_diffusers.guidance import CROP
-from lsdm_diffusers.metrics import EXTRACTORS, feature_extractor, features_of, patient_bootstrap
-from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
-from lsdm_diffusers.nodule_windows import nodule_windows, sample_windows
-from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN, PALETTE, scaled_hu
-from lsdm_diffusers.training_data import add_data_arguments, open_splits
+from lsdm_diffusers.evaluation.bootstrap import patient_bootstrap
+from lsdm_diffusers.evaluation.images import check_run, data_of, image_folder, open_pipeline
+from lsdm_diffusers.evaluation.metrics import EXTRACTORS, feature_extractor, features_of
+from lsdm_diffusers.evaluation.windows import nodule_windows, sample_windows
+from lsdm_diffusers.hounsfield import HU_MAX, HU_MIN, scaled_hu
+from lsdm_diffusers.io.atomic_write import write_atomically
+from lsdm_diffusers.labels import PALETTE
+from lsdm_diffusers.models.perceptual import PERCEPTUAL, perceptual_distance
+from lsdm_diffusers.nodule_crop import CROP
+from lsdm_diffusers.nodule_features import NODULE_FEATURES
+from lsdm_diffusers.training.data import add_data_arguments, open_splits
 
 AMONG_UNSEEN = "unguided, maps of unseen patients, among the unseen nodules"
 SPACES = {"pixels": "pixels, HU", "ratio": "pixels, nearest / second nearest", "features": "features"}
@@ -41,19 +43,52 @@ SPACES = {"pixels": "pixels, HU", "ratio": "pixels, nearest / second nearest", "
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pretrained_model_name_or_path", default=None, help="folder or Hub id of a pipeline; default: the shipped one")
-    parser.add_argument("--features", nargs="*", choices=NODULE_FEATURES, default=["malignancy"], help="ratings that guide; none for no guided arm")
+    parser.add_argument(
+        "--pretrained_model_name_or_path",
+        default=None,
+        help="folder or Hub id of a pipeline; default: the shipped one",
+    )
+    parser.add_argument(
+        "--features",
+        nargs="*",
+        choices=NODULE_FEATURES,
+        default=["malignancy"],
+        help="ratings that guide; none for no guided arm",
+    )
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="s")
     parser.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps")
-    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="of sampling; bf16 needs hardware for it")
+    parser.add_argument(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        default="no",
+        help="of sampling; bf16 needs hardware for it",
+    )
     parser.add_argument("--sample_batch_size", type=int, default=16, help="nodules sampled together")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], help="of the noise; at least two, one sample of each map and seed")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2, 3],
+        help="of the noise; at least two, one sample of each map and seed",
+    )
     data = add_data_arguments(parser)
     data.add_argument("--split", default="validation", help="split that no training saw")
     data.add_argument("--max_samples", type=int, default=96, help="maps of each split, from all over it")
-    parser.add_argument("--perceptual", choices=[p for p in PERCEPTUAL if p != "none"], default="lpips", help="distance; efficientnet works offline")
-    parser.add_argument("--feature_extractor", choices=EXTRACTORS, default="inception", help="space of the neighbours; efficientnet works offline")
-    parser.add_argument("--seed", type=int, default=0, help="which real nodules are paired, and of --max_train_samples")
+    parser.add_argument(
+        "--perceptual",
+        choices=[p for p in PERCEPTUAL if p != "none"],
+        default="lpips",
+        help="distance; efficientnet works offline",
+    )
+    parser.add_argument(
+        "--feature_extractor",
+        choices=EXTRACTORS,
+        default="inception",
+        help="space of the neighbours; efficientnet works offline",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="which real nodules are paired, and of --max_train_samples"
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="for images, features and results")
     return parser.parse_args()
 
@@ -65,7 +100,10 @@ def pixels_of(images):
 @torch.no_grad()
 def through_autoencoder(pipe, images):
     """The images (HU) encoded and decoded."""
-    batches = [pipe.vae.decode(pipe.vae.encode(some.to(pipe.device)).latent_dist.mode()).sample.cpu() for some in pixels_of(images).split(16)]
+    batches = [
+        pipe.vae.decode(pipe.vae.encode(some.to(pipe.device)).latent_dist.mode()).sample.cpu()
+        for some in pixels_of(images).split(16)
+    ]
     return list(((torch.cat(batches).clamp(-1, 1)[:, 0] + 1) / 2 * (HU_MAX - HU_MIN) + HU_MIN).numpy())
 
 
@@ -76,12 +114,21 @@ def diversity(samples, windows, distance, device, seed):
     figures = {}
     with torch.no_grad():
         for arm, by_seed in samples.items():
-            of_map = [np.mean([between(by_seed[a][i], by_seed[b][i]) for a, b in combinations(by_seed, 2)]) for i in range(len(windows))]
+            of_map = [
+                np.mean([between(by_seed[a][i], by_seed[b][i]) for a, b in combinations(by_seed, 2)])
+                for i in range(len(windows))
+            ]
             figures[f"{arm}: two samples of one map"] = patient_bootstrap(of_map, patients)
-            from_real = [np.mean([between(some[i], windows[i].hu) for some in by_seed.values()]) for i in range(len(windows))]
+            from_real = [
+                np.mean([between(some[i], windows[i].hu) for some in by_seed.values()]) for i in range(len(windows))
+            ]
             figures[f"{arm}: a sample and the real nodule of its map"] = patient_bootstrap(from_real, patients)
         generator = np.random.default_rng(seed)
-        others = [generator.choice(np.flatnonzero(patients != patient)) for patient in patients] if len(set(patients)) > 1 else []
+        others = (
+            [generator.choice(np.flatnonzero(patients != patient)) for patient in patients]
+            if len(set(patients)) > 1
+            else []
+        )
         if others:
             pairs = [between(window.hu, windows[other].hu) for window, other in zip(windows, others, strict=True)]
             figures["real nodules of two patients"] = patient_bootstrap(pairs, patients)
@@ -106,19 +153,26 @@ def main():
         if getattr(args, flag) < 1:
             raise SystemExit(f"--{flag} is {getattr(args, flag)}, but at least 1 is needed.")
     if args.streaming or args.split == "train":
-        raise SystemExit(f"--{'streaming' if args.streaming else 'split train'}: training nodules are held in memory, and others stand against them.")
+        raise SystemExit(
+            f"--{'streaming' if args.streaming else 'split train'}: training nodules are held in memory, and others stand against them."
+        )
     try:  # before any image is made
         extractor, distance = feature_extractor(args.feature_extractor), perceptual_distance(args.perceptual)
     except RuntimeError as error:
-        raise SystemExit(f"--feature_extractor {args.feature_extractor}, --perceptual {args.perceptual}: {error}") from None
+        raise SystemExit(
+            f"--feature_extractor {args.feature_extractor}, --perceptual {args.perceptual}: {error}"
+        ) from None
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     pipe = open_pipeline(args.pretrained_model_name_or_path or small_checkpoint()).to(accelerator.device)
     splits = open_splits(args)
     training, unseen = (list(nodule_windows(splits[name], CROP)) for name in ("train", args.split))
     if len(training) < 2 or not unseen:
-        raise SystemExit(f"The dataset {args.dataset_name or args.train_data_dir} has a split without nodules, which cannot be evaluated.")
+        raise SystemExit(
+            f"The dataset {args.dataset_name or args.train_data_dir} has a split without nodules, which cannot be evaluated."
+        )
     windows, train_windows = (
-        [some[int(i)] for i in np.linspace(0, len(some) - 1, min(len(some), args.max_samples)).astype(int)] for some in (unseen, training)
+        [some[int(i)] for i in np.linspace(0, len(some) - 1, min(len(some), args.max_samples)).astype(int)]
+        for some in (unseen, training)
     )
 
     check_run(accelerator, args.output_dir, data_of(args, splits))
@@ -131,10 +185,15 @@ def main():
         kind = "+".join(guided_by) + f"-s{args.guidance_scale:g}"
         arms["guided"] = (kind, features, {"guidance_scale": args.guidance_scale})
     samples = {
-        arm: {s: sample_windows(accelerator, pipe, windows, root / f"{args.split}-64" / kind, f, s, **sampling, **more) for s in args.seeds}
+        arm: {
+            s: sample_windows(accelerator, pipe, windows, root / f"{args.split}-64" / kind, f, s, **sampling, **more)
+            for s in args.seeds
+        }
         for arm, (kind, f, more) in arms.items()
     }
-    on_training_maps = sample_windows(accelerator, pipe, train_windows, root / "train-64" / "none", seed=args.seeds[0], **sampling)
+    on_training_maps = sample_windows(
+        accelerator, pipe, train_windows, root / "train-64" / "none", seed=args.seeds[0], **sampling
+    )
     if not accelerator.is_main_process:
         return
 
@@ -145,14 +204,28 @@ def main():
     # {name: (images, windows whose maps they are of, real nodules among which the nearest is looked for)}
     sets = {"real nodules of unseen patients": ([window.hu for window in unseen], unseen, training)}
     if hasattr(pipe, "vae"):
-        sets["the same through the autoencoder"] = (through_autoencoder(pipe, sets["real nodules of unseen patients"][0]), unseen, training)
+        sets["the same through the autoencoder"] = (
+            through_autoencoder(pipe, sets["real nodules of unseen patients"][0]),
+            unseen,
+            training,
+        )
     for arm, by_seed in samples.items():
-        sets[f"{arm}, maps of unseen patients"] = ([hu for some in by_seed.values() for hu in some], windows * len(by_seed), training)
+        sets[f"{arm}, maps of unseen patients"] = (
+            [hu for some in by_seed.values() for hu in some],
+            windows * len(by_seed),
+            training,
+        )
     sets["unguided, maps of training patients"] = (on_training_maps, train_windows, training)
     sets[AMONG_UNSEEN] = (list(samples["unguided"][args.seeds[0]]), windows, unseen)
     if hasattr(pipe, "vae"):
-        sets["copies: training nodules through the autoencoder"] = (through_autoencoder(pipe, [w.hu for w in train_windows]), train_windows, training)
-    extract = lambda images: features_of(pixels_of(images).to(accelerator.device), extractor, args.output_dir / "features").numpy()  # noqa: E731
+        sets["copies: training nodules through the autoencoder"] = (
+            through_autoencoder(pipe, [w.hu for w in train_windows]),
+            train_windows,
+            training,
+        )
+    extract = lambda images: features_of(
+        pixels_of(images).to(accelerator.device), extractor, args.output_dir / "features"
+    ).numpy()  # noqa: E731
     distances, nearest = {}, {}
     for name, (images, _, pool) in sets.items():
         distances[name], nearest[name] = neighbours(images, [window.hu for window in pool], extract)
@@ -171,11 +244,14 @@ def main():
         memorised[name]["nearest_is_own"] = float(np.mean(own)) if drawn is train_windows or pool is unseen else None
 
     setting = f"{len(windows)} maps of {len({w.patient_id for w in windows})} patients (split {args.split}), seeds {args.seeds}; "
-    setting += (
-        f"{args.num_inference_steps} steps; guided by {', '.join(guided_by) or 'nothing'}, s = {args.guidance_scale:g}; {len(training)} training and "
-    )
+    setting += f"{args.num_inference_steps} steps; guided by {', '.join(guided_by) or 'nothing'}, s = {args.guidance_scale:g}; {len(training)} training and "
     setting += f"{len(unseen)} unseen real nodules; perceptual distance {args.perceptual}, features of {args.feature_extractor}"
-    report = {"setting": setting, "perceptual": args.perceptual, "feature_extractor": args.feature_extractor, "diversity": differ}
+    report = {
+        "setting": setting,
+        "perceptual": args.perceptual,
+        "feature_extractor": args.feature_extractor,
+        "diversity": differ,
+    }
     report |= {"limits_1st_percentile": limits, "memorisation": memorised}
     write_atomically(args.output_dir / "diversity.json", (json.dumps(report, indent=1) + "\n").encode())
     table = markdown(differ, memorised, limits, setting)
@@ -186,11 +262,30 @@ def main():
 
 
 def markdown(differ, memorised, limits, setting):
-    lines = [setting + ". In brackets 95% intervals over patients.", "", "## Diversity", "", "| | perceptual distance |", "|---|---|"]
-    lines += [f"| {name} | {f['mean']:.3f} ({f['interval'][0]:.3f} ... {f['interval'][1]:.3f}) |" for name, f in differ.items()]
-    lines += ["", "## Memorisation", "", "Share closer to a training nodule than 1% of the unseen real nodules are; in italics the median distance."]
+    lines = [
+        setting + ". In brackets 95% intervals over patients.",
+        "",
+        "## Diversity",
+        "",
+        "| | perceptual distance |",
+        "|---|---|",
+    ]
+    lines += [
+        f"| {name} | {f['mean']:.3f} ({f['interval'][0]:.3f} ... {f['interval'][1]:.3f}) |"
+        for name, f in differ.items()
+    ]
+    lines += [
+        "",
+        "## Memorisation",
+        "",
+        "Share closer to a training nodule than 1% of the unseen real nodules are; in italics the median distance.",
+    ]
     lines += ["A distance that does not tell the copies has no say.", ""]
-    lines += ["| | " + " | ".join(f"{title} (1% below {limits[space]:.3g})" for space, title in SPACES.items()) + " | nearest is its own |"]
+    lines += [
+        "| | "
+        + " | ".join(f"{title} (1% below {limits[space]:.3g})" for space, title in SPACES.items())
+        + " | nearest is its own |"
+    ]
     lines += ["|---" * (2 + len(SPACES)) + "|"]
     for name, figures in memorised.items():
         cells = []
@@ -215,7 +310,9 @@ def draw_distances(distances, limits, path):
         axis.set_xlabel("ratio of distances" if space == "ratio" else "distance")
         axis.grid(alpha=0.3)
     panels[0].set_ylabel("share of nodules below")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
+    )
     figure.savefig(path, dpi=110)
 
 
@@ -241,7 +338,10 @@ def draw_closest(sets, distances, nearest, path):
         for axis in panels.ravel():
             axis.set_xticks([])
             axis.set_yticks([])
-        part.suptitle(f"{name}: the {min(count, len(closest))} nearest to a real nodule (root mean square of the difference)", fontsize=10)
+        part.suptitle(
+            f"{name}: the {min(count, len(closest))} nearest to a real nodule (root mean square of the difference)",
+            fontsize=10,
+        )
     figure.savefig(path, dpi=100)
 
 

@@ -21,12 +21,23 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from lsdm_diffusers import small_checkpoint
-from lsdm_diffusers.ct_dataset import blanked, decode_image, write_atomically
-from lsdm_diffusers.evaluation_images import check_run, data_of, make_missing, noise_seed, open_pipeline, read_hu, sample_hu, weights_digest
-from lsdm_diffusers.map_obedience import hu_by_label, hu_distances, label_dice, nodule_obedience
-from lsdm_diffusers.metrics import EXTRACTORS, feature_extractor, features_of, frechet_distance, patient_bootstrap
-from lsdm_diffusers.semantic_map import scaled_hu
-from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind
+from lsdm_diffusers.data.dataset import blanked, decode_image
+from lsdm_diffusers.evaluation.bootstrap import patient_bootstrap
+from lsdm_diffusers.evaluation.images import (
+    check_run,
+    data_of,
+    make_missing,
+    noise_seed,
+    open_pipeline,
+    read_hu,
+    sample_hu,
+    weights_digest,
+)
+from lsdm_diffusers.evaluation.metrics import EXTRACTORS, feature_extractor, features_of, frechet_distance
+from lsdm_diffusers.evaluation.obedience import hu_by_label, hu_distances, label_dice, nodule_obedience
+from lsdm_diffusers.hounsfield import scaled_hu
+from lsdm_diffusers.io.atomic_write import write_atomically
+from lsdm_diffusers.training.data import add_data_arguments, open_splits, rows_of_kind
 
 SCHEDULERS = {  # Karras' noise levels are a choice of their own: `own` may have them
     "DDIM": ("DDIMScheduler", {}),
@@ -52,18 +63,46 @@ COLUMNS = {
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pretrained_model_name_or_path", default=None, help="folder or Hub id of a diffusion pipeline; default: the shipped one")
-    parser.add_argument("--schedulers", nargs="*", choices=SCHEDULERS, default=["DDIM", "DPM++", "UniPC"], help="besides the checkpoint's own")
-    parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[10, 25, 50], help="denoising steps to compare")
-    parser.add_argument("--reference_steps", type=int, default=250, help="steps of the own scheduler that the others are compared with")
+    parser.add_argument(
+        "--pretrained_model_name_or_path",
+        default=None,
+        help="folder or Hub id of a diffusion pipeline; default: the shipped one",
+    )
+    parser.add_argument(
+        "--schedulers",
+        nargs="*",
+        choices=SCHEDULERS,
+        default=["DDIM", "DPM++", "UniPC"],
+        help="besides the checkpoint's own",
+    )
+    parser.add_argument(
+        "--num_inference_steps", type=int, nargs="+", default=[10, 25, 50], help="denoising steps to compare"
+    )
+    parser.add_argument(
+        "--reference_steps", type=int, default=250, help="steps of the own scheduler that the others are compared with"
+    )
     parser.add_argument("--ddpm_1000", action="store_true", help="DDPM with 1000 steps too: 40 times the cost of 25")
     parser.add_argument("--ddpm_samples", type=int, default=2, help="of this many of the maps")
-    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="of sampling; bf16 needs hardware for it")
+    parser.add_argument(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        default="no",
+        help="of sampling; bf16 needs hardware for it",
+    )
     data = add_data_arguments(parser)
     data.add_argument("--split", default="validation", help="split whose maps are drawn and whose slices are compared")
     data.add_argument("--max_samples", type=int, default=8, help="maps, from all over the split")
-    parser.add_argument("--blank_background", action="store_true", help="FID without table and clothes, for models that were trained with this flag")
-    parser.add_argument("--feature_extractor", choices=EXTRACTORS, default="inception", help="network of the FID; efficientnet works offline")
+    parser.add_argument(
+        "--blank_background",
+        action="store_true",
+        help="FID without table and clothes, for models that were trained with this flag",
+    )
+    parser.add_argument(
+        "--feature_extractor",
+        choices=EXTRACTORS,
+        default="inception",
+        help="network of the FID; efficientnet works offline",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--output_dir", type=Path, required=True, help="for images and results")
     return parser.parse_args()
@@ -78,7 +117,11 @@ def schedulers_of(pipe, args):
         kind, keywords = SCHEDULERS[name]
         schedulers[name] = (getattr(diffusers, kind).from_config(own.config, **keywords), steps, args.max_samples)
     if args.ddpm_1000:
-        schedulers["DDPM"] = (diffusers.DDPMScheduler.from_config(own.config, **DDPM), [1000], min(args.ddpm_samples, args.max_samples))
+        schedulers["DDPM"] = (
+            diffusers.DDPMScheduler.from_config(own.config, **DDPM),
+            [1000],
+            min(args.ddpm_samples, args.max_samples),
+        )
     return schedulers
 
 
@@ -98,7 +141,11 @@ def make_images(args, accelerator, pipe, rows):
                 write_atomically(file.with_suffix(".seconds"), f"{time.perf_counter() - start:.3f}\n".encode())
                 return made
 
-            folder = root / f"{name.replace(' ', '-')}-{type(scheduler).__name__}-{steps}" / f"seed-{args.seed}-{args.mixed_precision}"
+            folder = (
+                root
+                / f"{name.replace(' ', '-')}-{type(scheduler).__name__}-{steps}"
+                / f"seed-{args.seed}-{args.mixed_precision}"
+            )
             some = [folder / f"{row['number']}.png" for row in rows[:count]]
             files[name, steps] = some
             make_missing(accelerator, {file: (file, i) for i, file in enumerate(some)}, make, f"{name}, {steps} steps")
@@ -110,7 +157,9 @@ def figures_of(rows, slices, reference=None):
     figures = []
     for i, (row, hu) in enumerate(zip(rows, slices, strict=True)):
         some = label_dice(row["labels"], hu, row["pixel_spacing_mm"])
-        some["nodule_dice"] = float(np.mean([nodule["nodule_dice"] for nodule in nodule_obedience(row["labels"], hu, row["pixel_spacing_mm"])]))
+        some["nodule_dice"] = float(
+            np.mean([nodule["nodule_dice"] for nodule in nodule_obedience(row["labels"], hu, row["pixel_spacing_mm"])])
+        )
         if reference is not None:
             some["hu_from_reference"] = float(np.abs(hu - reference[i]).mean())
         figures.append(some)
@@ -120,7 +169,10 @@ def figures_of(rows, slices, reference=None):
 def summary(rows, figures):
     """{figure: mean and 95% interval over patients}; a slice without bone has no Dice of bone."""
     patients = np.array([row["patient_id"] for row in rows])
-    there = {name: [i for i, some in enumerate(figures) if name in some] for name in sorted({name for some in figures for name in some})}
+    there = {
+        name: [i for i, some in enumerate(figures) if name in some]
+        for name in sorted({name for some in figures for name in some})
+    }
     return {name: patient_bootstrap([figures[i][name] for i in some], patients[some]) for name, some in there.items()}
 
 
@@ -148,15 +200,22 @@ def main():
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     pipe = open_pipeline(args.pretrained_model_name_or_path or small_checkpoint()).to(accelerator.device)
     if not hasattr(pipe, "scheduler"):
-        raise SystemExit(f"--pretrained_model_name_or_path {args.pretrained_model_name_or_path} has no scheduler: it makes its images in one step.")
-    own = type(pipe.scheduler).__name__ + (" with Karras' noise levels" if pipe.scheduler.config.get("use_karras_sigmas") else "")
+        raise SystemExit(
+            f"--pretrained_model_name_or_path {args.pretrained_model_name_or_path} has no scheduler: it makes its images in one step."
+        )
+    own = type(pipe.scheduler).__name__ + (
+        " with Karras' noise levels" if pipe.scheduler.config.get("use_karras_sigmas") else ""
+    )
     splits = open_splits(args)
 
     def drawn(split):
         listing = rows_of_kind(splits[split], lambda kind: kind != "nodule").filter(bool, input_columns="nodules")
         if not len(listing):
             raise SystemExit(f"The split {split} has no slices with nodules, which cannot be evaluated.")
-        rows = [{**listing[int(i)], "number": int(i)} for i in np.linspace(0, len(listing) - 1, min(len(listing), args.max_samples)).astype(int)]
+        rows = [
+            {**listing[int(i)], "number": int(i)}
+            for i in np.linspace(0, len(listing) - 1, min(len(listing), args.max_samples)).astype(int)
+        ]
         return [{**row, "labels": np.asarray(row["semantic_map"]), "hu": decode_image(row["image"])} for row in rows]
 
     rows, others = drawn(args.split), drawn("validation" if args.split == "train" else "train")
@@ -174,7 +233,9 @@ def main():
         return features_of(images, extractor, args.output_dir / "features")
 
     results = {"real slices": summary(rows, figures_of(rows, [row["hu"] for row in rows]))}
-    results["real slices"] |= set_figures(rows, [row["labels"] for row in others], [row["hu"] for row in others], extract)
+    results["real slices"] |= set_figures(
+        rows, [row["labels"] for row in others], [row["hu"] for row in others], extract
+    )
     reference = [read_hu(file) for file in files["own", args.reference_steps]]
     of_reference = figures_of(rows, reference)
     differences = {}
@@ -184,16 +245,28 @@ def main():
         figures = figures_of(shown, slices, reference)
         seconds = float(np.median([float(file.with_suffix(".seconds").read_text()) for file in some]))
         results[key] = {"scheduler": name, "steps": steps, "seconds": {"mean": seconds}, **summary(shown, figures)}
-        results[key] |= set_figures(shown, [row["labels"] for row in shown], slices, extract) if len(some) == len(rows) else {}
-        paired = [{key: a[key] - b[key] for key in DICE if key in a and key in b} for a, b in zip(figures, of_reference, strict=False)]
+        results[key] |= (
+            set_figures(shown, [row["labels"] for row in shown], slices, extract) if len(some) == len(rows) else {}
+        )
+        paired = [
+            {key: a[key] - b[key] for key in DICE if key in a and key in b}
+            for a, b in zip(figures, of_reference, strict=False)
+        ]
         differences[key] = summary(shown, paired)
 
     patients = len({row["patient_id"] for row in rows})
     setting = f"{len(rows)} maps of {patients} patients (split {args.split}), seed {args.seed}; own scheduler: {own}; features of "
     setting += f"{args.feature_extractor}; seconds on {accelerator.device.type}, {torch.get_num_threads()} thread(s), mixed precision "
     setting += args.mixed_precision + ("; FID without table and clothes" if args.blank_background else "")
-    report = {"setting": setting, "feature_extractor": args.feature_extractor, "results": results, "minus_reference": differences}
-    report = json.loads(json.dumps(report), parse_constant=lambda _: None)  # NaN, the interval of one patient, is no JSON
+    report = {
+        "setting": setting,
+        "feature_extractor": args.feature_extractor,
+        "results": results,
+        "minus_reference": differences,
+    }
+    report = json.loads(
+        json.dumps(report), parse_constant=lambda _: None
+    )  # NaN, the interval of one patient, is no JSON
     write_atomically(args.output_dir / "steps.json", (json.dumps(report, indent=1) + "\n").encode())
     table = markdown(results, differences, setting, args)
     write_atomically(args.output_dir / "steps.md", table.encode())
@@ -217,11 +290,16 @@ def markdown(results, differences, setting, args):
     ]
     digits = {"seconds": 2, "fid": 2, "hu_from_reference": 1}
     for name, figures in results.items():
-        cells = [f"{figures[column]['mean']:.{digits.get(column, 3)}f}" if column in figures else "" for column in COLUMNS]
+        cells = [
+            f"{figures[column]['mean']:.{digits.get(column, 3)}f}" if column in figures else "" for column in COLUMNS
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     if any(differences.values()):
         lines += ["", "Dice minus that of the reference, same map and noise, 95% intervals over patients:", ""]
-        lines += ["| scheduler, steps | " + " | ".join(COLUMNS[name] for name in DICE) + " |", "|---" * (1 + len(DICE)) + "|"]
+        lines += [
+            "| scheduler, steps | " + " | ".join(COLUMNS[name] for name in DICE) + " |",
+            "|---" * (1 + len(DICE)) + "|",
+        ]
         for name, figures in differences.items():
             cells = [with_interval(figures[d]) if d in figures else "" for d in DICE]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -249,7 +327,10 @@ def draw(results, path):
         axis.set_xticks([], minor=True)
         if name == "seconds":
             axis.set_yscale("log")
-        axis.set_title(title.rstrip(" ↑↓") + {"↑": " (higher is better)", "↓": " (lower is better)"}.get(title[-1], ""), fontsize=10)
+        axis.set_title(
+            title.rstrip(" ↑↓") + {"↑": " (higher is better)", "↓": " (lower is better)"}.get(title[-1], ""),
+            fontsize=10,
+        )
         axis.set_xlabel("denoising steps")
         axis.grid(alpha=0.3)
     for axis in panels.ravel()[len(shown) :]:

@@ -25,14 +25,16 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from lsdm_diffusers import small_checkpoint
-from lsdm_diffusers.ct_dataset import part_file, write_atomically
-from lsdm_diffusers.evaluation_images import check_run, data_of, image_folder, open_pipeline
-from lsdm_diffusers.guidance import CROP
-from lsdm_diffusers.metrics import auc_bootstrap
-from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES, STEP_WIDTH
-from lsdm_diffusers.nodule_windows import nodule_windows, sample_windows
-from lsdm_diffusers.semantic_map import PALETTE, scaled_hu
-from lsdm_diffusers.training_data import add_data_arguments, open_splits
+from lsdm_diffusers.evaluation.bootstrap import auc_bootstrap
+from lsdm_diffusers.evaluation.images import check_run, data_of, image_folder, open_pipeline
+from lsdm_diffusers.evaluation.windows import nodule_windows, sample_windows
+from lsdm_diffusers.hounsfield import scaled_hu
+from lsdm_diffusers.io.atomic_write import part_file, write_atomically
+from lsdm_diffusers.labels import PALETTE
+from lsdm_diffusers.models.nodule_classifier import STEP_WIDTH
+from lsdm_diffusers.nodule_crop import CROP
+from lsdm_diffusers.nodule_features import NODULE_FEATURES
+from lsdm_diffusers.training.data import add_data_arguments, open_splits
 
 HELP = {  # arm: (augmentation, oversampling, synthetic nodules)
     "real alone": (False, False, None),
@@ -48,22 +50,50 @@ QUESTIONS = {">= 3 against <= 2": (3, "auc"), ">= 4 against <= 2": (4, "auc_clea
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pretrained_model_name_or_path", default=None, help="folder or Hub id of a pipeline; default: the shipped one")
-    parser.add_argument("--num_synthetic", type=int, default=600, help="training maps, from all over the split, that nodules are sampled from")
-    parser.add_argument("--features", nargs="+", choices=NODULE_FEATURES, default=["malignancy"], help="ratings that guide")
+    parser.add_argument(
+        "--pretrained_model_name_or_path",
+        default=None,
+        help="folder or Hub id of a pipeline; default: the shipped one",
+    )
+    parser.add_argument(
+        "--num_synthetic",
+        type=int,
+        default=600,
+        help="training maps, from all over the split, that nodules are sampled from",
+    )
+    parser.add_argument(
+        "--features", nargs="+", choices=NODULE_FEATURES, default=["malignancy"], help="ratings that guide"
+    )
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="s")
     parser.add_argument("--num_inference_steps", type=int, default=15, help="denoising steps")
-    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="of sampling; bf16 needs hardware for it")
+    parser.add_argument(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        default="no",
+        help="of sampling; bf16 needs hardware for it",
+    )
     parser.add_argument("--sample_batch_size", type=int, default=16, help="nodules sampled together")
     data = add_data_arguments(parser)
-    data.add_argument("--split", default="validation", help="split of the real nodules that the classifiers are tested on")
-    data.add_argument("--fractions", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0], help="of the real training nodules, by whole patients")
+    data.add_argument(
+        "--split", default="validation", help="split of the real nodules that the classifiers are tested on"
+    )
+    data.add_argument(
+        "--fractions",
+        type=float,
+        nargs="+",
+        default=[0.1, 0.25, 0.5, 1.0],
+        help="of the real training nodules, by whole patients",
+    )
     classifier = parser.add_argument_group("classifier")
     classifier.add_argument("--max_train_steps", type=int, default=600, help="steps of each training")
     classifier.add_argument("--train_batch_size", type=int, default=32)
     classifier.add_argument("--learning_rate", type=float, default=1e-3)
-    classifier.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of subsets, initial weights and batches")
-    parser.add_argument("--seed", type=int, default=0, help="of the synthetic nodules' noise, and of --max_train_samples")
+    classifier.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of subsets, initial weights and batches"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the synthetic nodules' noise, and of --max_train_samples"
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="for images, scores and results")
     return parser.parse_args()
 
@@ -83,7 +113,11 @@ def crop_network():
     """Density steps, four strided convolutions with batch norms, pooling, a linear layer: crops (B, 1, 64, 64) in [-1, 1] to logits (B, 1)."""
     layers, channels = [DensitySteps()], 6
     for width, kernel in ((16, 5), (32, 3), (64, 3), (128, 3)):
-        layers += [nn.Conv2d(channels, width, kernel, stride=2, padding=kernel // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [
+            nn.Conv2d(channels, width, kernel, stride=2, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
         channels = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(channels, 1))
 
@@ -109,7 +143,11 @@ def trained_scores(args, crops, malignant, test, augment, oversample, seed, devi
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.max_train_steps)
     generator = torch.Generator().manual_seed(seed)
     share = malignant.mean()
-    weights = torch.where(malignant > 0, 1 / share.clamp(min=1e-6), 1 / (1 - share).clamp(min=1e-6)) if oversample else torch.ones(len(crops))
+    weights = (
+        torch.where(malignant > 0, 1 / share.clamp(min=1e-6), 1 / (1 - share).clamp(min=1e-6))
+        if oversample
+        else torch.ones(len(crops))
+    )
     for _ in range(args.max_train_steps):
         chosen = torch.multinomial(weights, args.train_batch_size, replacement=True, generator=generator)
         batch = augmented(crops[chosen], generator) if augment else crops[chosen]
@@ -147,32 +185,50 @@ def main():
         if getattr(args, flag) < 1:
             raise SystemExit(f"--{flag} is {getattr(args, flag)}, but at least 1 is needed.")
     if args.streaming or args.split == "train":
-        raise SystemExit(f"--{'streaming' if args.streaming else 'split train'}: real training nodules are held in memory, and tested on others.")
+        raise SystemExit(
+            f"--{'streaming' if args.streaming else 'split train'}: real training nodules are held in memory, and tested on others."
+        )
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     pipe = open_pipeline(args.pretrained_model_name_or_path or small_checkpoint()).to(accelerator.device)
     lacking = [feature for feature in args.features if getattr(pipe, f"{feature}_classifier", None) is None]
     if lacking:
         raise SystemExit(f"--features has {lacking[0]}, but the pipeline has no {lacking[0]}_classifier.")
     splits = open_splits(args)
-    windows, tested = ([w for w in nodule_windows(splits[name], CROP) if w.ratings["malignancy"]] for name in ("train", args.split))
+    windows, tested = (
+        [w for w in nodule_windows(splits[name], CROP) if w.ratings["malignancy"]] for name in ("train", args.split)
+    )
     if not windows or not tested:
-        raise SystemExit(f"The dataset {args.dataset_name or args.train_data_dir} has a split without rated nodules, which cannot be evaluated.")
+        raise SystemExit(
+            f"The dataset {args.dataset_name or args.train_data_dir} has a split without rated nodules, which cannot be evaluated."
+        )
 
-    chosen = [windows[int(i)] for i in np.linspace(0, len(windows) - 1, min(args.num_synthetic, len(windows))).astype(int)]
+    chosen = [
+        windows[int(i)] for i in np.linspace(0, len(windows) - 1, min(args.num_synthetic, len(windows))).astype(int)
+    ]
     check_run(accelerator, args.output_dir, data_of(args, splits))
     root = image_folder(args.output_dir, pipe, args.num_inference_steps, args.mixed_precision) / "train-64"
     guidance = "+".join(args.features) + f"-s{args.guidance_scale:g}"
-    sampling = {"seed": args.seed, "batch_size": args.sample_batch_size, "num_inference_steps": args.num_inference_steps}
+    sampling = {
+        "seed": args.seed,
+        "batch_size": args.sample_batch_size,
+        "num_inference_steps": args.num_inference_steps,
+    }
     synthetic = {"unguided": sample_windows(accelerator, pipe, chosen, root / "none", **sampling)}
     features = lambda window: {f: window.ratings[f] for f in args.features if window.ratings[f]}  # noqa: E731
-    synthetic["guided"] = sample_windows(accelerator, pipe, chosen, root / guidance, features, guidance_scale=args.guidance_scale, **sampling)
+    synthetic["guided"] = sample_windows(
+        accelerator, pipe, chosen, root / guidance, features, guidance_scale=args.guidance_scale, **sampling
+    )
     if not accelerator.is_main_process:
         return
 
     real, malignant = as_crops([window.hu for window in windows]), labels_of(windows)
     made, made_malignant = {name: as_crops(images) for name, images in synthetic.items()}, labels_of(chosen)
     test = as_crops([window.hu for window in tested])
-    ours = {name: value for name, value in vars(args).items() if name not in ("output_dir", "seeds", "fractions", "sample_batch_size")}
+    ours = {
+        name: value
+        for name, value in vars(args).items()
+        if name not in ("output_dir", "seeds", "fractions", "sample_batch_size")
+    }
     scores_folder = args.output_dir / "scores" / hashlib.sha256(f"{root} {ours}".encode()).hexdigest()[:8]
 
     runs = [(arm, fraction) for fraction in args.fractions for arm in HELP] + [(arm, 0.0) for arm in ALONE]
@@ -184,11 +240,15 @@ def main():
             subset = first_patients(windows, fraction, seed) if fraction else []
             crops, labels = real[subset], malignant[subset]
             if kind:  # no map or rating of a patient outside the fraction
-                of_patients = {windows[i].patient_id for i in subset} if fraction else {window.patient_id for window in chosen}
+                of_patients = (
+                    {windows[i].patient_id for i in subset} if fraction else {window.patient_id for window in chosen}
+                )
                 its = [i for i, window in enumerate(chosen) if window.patient_id in of_patients]
                 crops, labels = torch.cat([crops, made[kind][its]]), torch.cat([labels, made_malignant[its]])
             with part_file(file) as part, open(part, "wb") as opened:
-                np.save(opened, trained_scores(args, crops, labels, test, augment, oversample, seed, accelerator.device))
+                np.save(
+                    opened, trained_scores(args, crops, labels, test, augment, oversample, seed, accelerator.device)
+                )
         scores[arm, fraction].append(np.load(file, allow_pickle=False))
 
     results = evaluated(tested, scores)
@@ -220,7 +280,10 @@ def evaluated(tested, scores):
                 raise SystemExit("The tested nodules are all of one class, so that there is no AUC.")
             own = np.stack(of_seed)[:, judged]
             by_seed = [auc_bootstrap(some, positive, who, repetitions=1)["mean"] for some in own]
-            entry[name] = {**auc_bootstrap(own, positive, who), "deviation": float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else 0.0}
+            entry[name] = {
+                **auc_bootstrap(own, positive, who),
+                "deviation": float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else 0.0,
+            }
             for other in ("real alone", "augmentation"):
                 if fraction and arm != other:
                     less = np.stack(scores[other, fraction])[:, judged]
@@ -248,12 +311,28 @@ def markdown(results, setting):
 
     for question, (_, name) in QUESTIONS.items():
         for title, key in (("AUC", name), ("AUC minus that of the real nodules alone", f"{name}_minus_real_alone")):
-            lines += [f"## {title}, malignancy {question}", "", "| | " + " | ".join(f"{fraction:.0%} real" for fraction in fractions) + " |"]
-            lines += ["|---" * (1 + len(fractions)) + "|", *(f"| {arm} | " + " | ".join(c) + " |" for arm, c in rows(key, key != name)), ""]
+            lines += [
+                f"## {title}, malignancy {question}",
+                "",
+                "| | " + " | ".join(f"{fraction:.0%} real" for fraction in fractions) + " |",
+            ]
+            lines += [
+                "|---" * (1 + len(fractions)) + "|",
+                *(f"| {arm} | " + " | ".join(c) + " |" for arm, c in rows(key, key != name)),
+                "",
+            ]
         lines += [f"{arm}: AUC {cell_text(at[arm, 0.0][name], False)}.\n" for arm in ALONE]
     key = "auc_minus_augmentation"
-    lines += ["## AUC minus that of augmentation, malignancy >= 3 against <= 2", "", "| | " + " | ".join(f"{f:.0%} real" for f in fractions) + " |"]
-    lines += ["|---" * (1 + len(fractions)) + "|", *(f"| {arm} | " + " | ".join(cells) + " |" for arm, cells in rows(key, True)), ""]
+    lines += [
+        "## AUC minus that of augmentation, malignancy >= 3 against <= 2",
+        "",
+        "| | " + " | ".join(f"{f:.0%} real" for f in fractions) + " |",
+    ]
+    lines += [
+        "|---" * (1 + len(fractions)) + "|",
+        *(f"| {arm} | " + " | ".join(cells) + " |" for arm, cells in rows(key, True)),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -280,7 +359,9 @@ def draw(results, path):
         axis.set_ylabel("AUC on real nodules of other patients")
         axis.set_title(f"malignancy {question}", fontsize=10)
         axis.grid(alpha=0.3)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9
+    )
     figure.savefig(path, dpi=110)
 
 
@@ -288,7 +369,11 @@ def draw_nodules(windows, synthetic, path):
     """Map, real nodule and its two synthetic ones, for nodules from all over."""
     shown = np.linspace(0, len(windows) - 1, min(10, len(windows))).astype(int)
     figure = Figure(figsize=(1.5 * len(shown), 6.6), layout="constrained")
-    rows = {"map": [PALETTE[window.semantic_map] for window in windows], "real": [window.hu for window in windows], **synthetic}
+    rows = {
+        "map": [PALETTE[window.semantic_map] for window in windows],
+        "real": [window.hu for window in windows],
+        **synthetic,
+    }
     panels = figure.subplots(len(rows), len(shown), squeeze=False)
     for axes, (name, images) in zip(panels, rows.items(), strict=True):
         for axis, i in zip(axes, shown, strict=True):

@@ -26,8 +26,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from lsdm_diffusers import find_nodules, small_checkpoint
-from lsdm_diffusers.ct_dataset import decode_image, write_atomically
-from lsdm_diffusers.evaluation_images import (
+from lsdm_diffusers.data.dataset import decode_image
+from lsdm_diffusers.evaluation.gradients import image_gradient, latent_gradient, noisy_nodules
+from lsdm_diffusers.evaluation.images import (
     check_run,
     data_of,
     image_folder,
@@ -38,12 +39,13 @@ from lsdm_diffusers.evaluation_images import (
     read_hu,
     sample_hu,
 )
-from lsdm_diffusers.guidance import CROP
-from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
-from lsdm_diffusers.nodule_gradients import image_gradient, latent_gradient, noisy_nodules
-from lsdm_diffusers.nodule_windows import centred_window, nodule_windows, rated_features, sample_windows
-from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN, PALETTE, scaled_hu
-from lsdm_diffusers.training_data import add_data_arguments, open_splits, rows_of_kind
+from lsdm_diffusers.evaluation.windows import centred_window, nodule_windows, rated_features, sample_windows
+from lsdm_diffusers.hounsfield import HU_MAX, HU_MIN, scaled_hu
+from lsdm_diffusers.io.atomic_write import write_atomically
+from lsdm_diffusers.labels import PALETTE
+from lsdm_diffusers.nodule_crop import CROP
+from lsdm_diffusers.nodule_features import NODULE_FEATURES
+from lsdm_diffusers.training.data import add_data_arguments, open_splits, rows_of_kind
 
 LUNG_WINDOW = {"cmap": "gray", "vmin": -1350, "vmax": 150}
 KINDS = ("benign", "malignant")
@@ -56,14 +58,19 @@ class Setting:
     def __init__(self, args):
         self.args, self.accelerator = args, Accelerator(mixed_precision=args.mixed_precision)
         self.pipe = open_pipeline(args.pretrained_model_name_or_path or small_checkpoint()).to(self.accelerator.device)
-        self.baselines = {name: open_pipeline(path).to(self.accelerator.device) for name, path in model_paths(args.baselines, "--baselines").items()}
+        self.baselines = {
+            name: open_pipeline(path).to(self.accelerator.device)
+            for name, path in model_paths(args.baselines, "--baselines").items()
+        }
         splits = open_splits(args)
         listing = rows_of_kind(splits[args.split], lambda kind: kind != "nodule").filter(bool, input_columns="nodules")
         self.rows = [{**listing[i], "number": i} for i in spread(len(listing), args.num_maps)]
         clear = [w for w in nodule_windows(splits[args.split], args.window) if w.mask().sum() >= args.min_area]
         self.windows = [clear[i] for i in spread(len(clear), args.num_maps)]
         if not self.rows or not self.windows:
-            raise SystemExit(f"The split {args.split} has no slices, or no nodules of --min_area {args.min_area} pixels in --window {args.window}.")
+            raise SystemExit(
+                f"The split {args.split} has no slices, or no nodules of --min_area {args.min_area} pixels in --window {args.window}."
+            )
 
         check_run(self.accelerator, args.output_dir, data_of(args, splits))
 
@@ -71,14 +78,24 @@ class Setting:
         """A slice (HU) of each row's map, its nodules guided by the true ratings of these features."""
         args = self.args
         kind = f"true-{'+'.join(features)}-s{args.guidance_scale:g}" if features else "none"
-        folder = image_folder(args.output_dir, pipe, args.num_inference_steps, args.mixed_precision) / f"{args.split}-slices" / kind
+        folder = (
+            image_folder(args.output_dir, pipe, args.num_inference_steps, args.mixed_precision)
+            / f"{args.split}-slices"
+            / kind
+        )
         files = {folder / f"seed-{args.seed}" / f"{row['number']}.png": row for row in self.rows}
 
         def make(told):
             (row,) = told
-            asked = {"nodule_features": [rated_features(row, features)], "guidance_scale": args.guidance_scale} if features else {}
+            asked = (
+                {"nodule_features": [rated_features(row, features)], "guidance_scale": args.guidance_scale}
+                if features
+                else {}
+            )
             seeds = [noise_seed(args.seed, row["number"])]
-            return sample_hu(pipe, [np.asarray(row["semantic_map"])], seeds, num_inference_steps=args.num_inference_steps, **asked)
+            return sample_hu(
+                pipe, [np.asarray(row["semantic_map"])], seeds, num_inference_steps=args.num_inference_steps, **asked
+            )
 
         make_missing(self.accelerator, files, make, f"slices, {kind}")
         return [read_hu(file) for file in files]
@@ -86,12 +103,23 @@ class Setting:
     def nodules(self, kind, features=None, scale=0.0, order="sequential"):
         """The nodule's crop (HU) of each window, guided as `features` (window to features) says; `kind` names that."""
         args = self.args
-        root = image_folder(args.output_dir, self.pipe, args.num_inference_steps, args.mixed_precision) / f"{args.split}-{args.window}"
+        root = (
+            image_folder(args.output_dir, self.pipe, args.num_inference_steps, args.mixed_precision)
+            / f"{args.split}-{args.window}"
+        )
         folder = root / (f"{kind}-s{scale:g}-{order}" if features else "none")
         asked = {"guidance_scale": scale, "guidance_order": order} if features else {}
         steps = args.num_inference_steps
         images = sample_windows(
-            self.accelerator, self.pipe, self.windows, folder, features, args.seed, args.sample_batch_size, num_inference_steps=steps, **asked
+            self.accelerator,
+            self.pipe,
+            self.windows,
+            folder,
+            features,
+            args.seed,
+            args.sample_batch_size,
+            num_inference_steps=steps,
+            **asked,
         )
         return [window.crop(image) for window, image in zip(self.windows, images, strict=True)]
 
@@ -99,7 +127,9 @@ class Setting:
         """The features that the pipeline can guide, of which a figure needs at least one."""
         able = [feature for feature in wanted if getattr(self.pipe, f"{feature}_classifier", None) is not None]
         if not able:
-            raise SystemExit(f"--which has {figure}, but the pipeline has no {' or '.join(f'{f}_classifier' for f in wanted)}.")
+            raise SystemExit(
+                f"--which has {figure}, but the pipeline has no {' or '.join(f'{f}_classifier' for f in wanted)}."
+            )
         return able
 
 
@@ -156,10 +186,16 @@ def figure_5_1(setting):
         for axis, image in zip(line, (hu, rebuilt, hu[zoom], rebuilt[zoom]), strict=False):
             axis.imshow(image, **LUNG_WINDOW)
         for axis in line[:2]:
-            axis.add_patch(Rectangle((zoom[1].start, zoom[0].start), edge, edge, fill=False, edgecolor="tab:red", linewidth=1.2))
+            axis.add_patch(
+                Rectangle((zoom[1].start, zoom[0].start), edge, edge, fill=False, edgecolor="tab:red", linewidth=1.2)
+            )
         show_difference(line[4], (rebuilt - hu)[zoom], 100)
         line[0].set_ylabel(f"PSNR {psnr:.1f} dB\nmean |error| {np.abs(rebuilt - hu).mean():.1f} HU", fontsize=8)
-    for axis, title in zip(axes[0], ("original", "reconstruction", "original, box", "reconstruction, box", "reconstruction - original"), strict=True):
+    for axis, title in zip(
+        axes[0],
+        ("original", "reconstruction", "original, box", "reconstruction, box", "reconstruction - original"),
+        strict=True,
+    ):
         axis.set_title(title, fontsize=9)
     add_difference_bar(figure, axes[:, 4], 100)
     return figure
@@ -185,7 +221,11 @@ def figure_5_2(setting):
         for axis in line:
             for nodule in find_nodules(labels):
                 window = centred_window(labels.shape, nodule.centroid_yx, CROP)
-                axis.add_patch(Rectangle((window[1].start, window[0].start), CROP, CROP, fill=False, edgecolor="tab:red", linewidth=0.9))
+                axis.add_patch(
+                    Rectangle(
+                        (window[1].start, window[0].start), CROP, CROP, fill=False, edgecolor="tab:red", linewidth=0.9
+                    )
+                )
     for axis, title in zip(axes[0], ("semantic map", *methods), strict=True):
         axis.set_title(title, fontsize=10)
     return figure
@@ -194,7 +234,11 @@ def figure_5_2(setting):
 def figure_5_3(setting):
     methods = compared(setting)
     nodules = [find_nodules(np.asarray(row["semantic_map"])) for row in setting.rows]
-    shown = [(i, nodule) for i, of_map in enumerate(nodules) for nodule in sorted(of_map, key=lambda nodule: -nodule.area)[:2]]
+    shown = [
+        (i, nodule)
+        for i, of_map in enumerate(nodules)
+        for nodule in sorted(of_map, key=lambda nodule: -nodule.area)[:2]
+    ]
     figure, axes = panels(1 + len(methods), len(shown), 1.7)
     for (i, nodule), column in zip(shown, axes.T, strict=True):
         labels = np.asarray(setting.rows[i]["semantic_map"])
@@ -212,7 +256,9 @@ def gradient_figure(setting, of_latents):
     """For each nodule three lines - D(z_t), gradients for benign and for malignant - and a column for each timestep."""
     setting.classifiers("5.5" if of_latents else "5.4", ("malignancy",))
     times, pipe = setting.args.timesteps, setting.pipe
-    crops, nodules = zip(*((window.crop(window.hu), window.crop(window.mask())) for window in setting.windows), strict=True)
+    crops, nodules = zip(
+        *((window.crop(window.hu), window.crop(window.mask())) for window in setting.windows), strict=True
+    )
     figure, axes = panels(3 * len(crops), 1 + len(times), 1.45)
     for column, timestep in enumerate(times, 1):
         latents, images = noisy_nodules(pipe, crops, timestep, setting.args.seed)
@@ -233,7 +279,15 @@ def gradient_figure(setting, of_latents):
                     axis.imshow(np.clip(0.5 + g.transpose(1, 2, 0) / (2 * limit), 0, 1))
                 else:
                     axis.imshow(g.mean(axis=0), cmap="RdBu_r", vmin=-limit, vmax=limit)
-                axis.text(0.97, 0.03, f"max {np.abs(g).max():.2g}", transform=axis.transAxes, ha="right", va="bottom", fontsize=6)
+                axis.text(
+                    0.97,
+                    0.03,
+                    f"max {np.abs(g).max():.2g}",
+                    transform=axis.transAxes,
+                    ha="right",
+                    va="bottom",
+                    fontsize=6,
+                )
         axes[0, column].set_title(f"t = {timestep}", fontsize=9)
     show_real(setting, axes[::3, 0])
     for number, window in enumerate(setting.windows):
@@ -242,7 +296,9 @@ def gradient_figure(setting, of_latents):
         axes[3 * number + 2, 0].set_ylabel("malignant", fontsize=9)
         axes[3 * number + 1, 0].spines[:].set_visible(False)
         axes[3 * number + 2, 0].spines[:].set_visible(False)
-        axes[3 * number + 1, 0].text(0.5, 0.5, describe(window).replace(", ", "\n"), ha="center", va="center", fontsize=8)
+        axes[3 * number + 1, 0].text(
+            0.5, 0.5, describe(window).replace(", ", "\n"), ha="center", va="center", fontsize=8
+        )
     axes[0, 0].set_title("real", fontsize=9)
     return figure
 
@@ -262,7 +318,9 @@ def true_ratings(features):
 def figure_5_6(setting):
     able, scale = setting.classifiers("5.6"), setting.args.guidance_scale
     unguided = setting.nodules("none")
-    columns = {f"{feature}\nalone": setting.nodules(f"true-{feature}", true_ratings([feature]), scale) for feature in able}
+    columns = {
+        f"{feature}\nalone": setting.nodules(f"true-{feature}", true_ratings([feature]), scale) for feature in able
+    }
     for order in ("sequential", "joint"):
         columns[f"all,\n{order}"] = setting.nodules("true-all", true_ratings(able), scale, order)
     figure, axes = panels(2 * len(setting.windows), 2 + len(columns), 1.5)
@@ -289,7 +347,9 @@ def figure_5_7(setting):
     lines = {}
     for feature in able:
         values = KINDS if feature == "malignancy" else (1, 2, 3, 4, 5)
-        lines[feature] = {v: setting.nodules(f"{feature}-{v}", lambda window, f=feature, v=v: {f: v}, scale) for v in values}
+        lines[feature] = {
+            v: setting.nodules(f"{feature}-{v}", lambda window, f=feature, v=v: {f: v}, scale) for v in values
+        }
     figure, axes = panels(len(able) * len(setting.windows), 7, 1.5)
     for axis in axes.ravel():
         axis.spines[:].set_visible(False)
@@ -311,7 +371,9 @@ def figure_5_8(setting):
     setting.classifiers("5.8", ("malignancy",))
     unguided = setting.nodules("none")
     ladder = {
-        (kind, s): setting.nodules(f"malignancy-{kind}", lambda window, k=kind: {"malignancy": k}, s) for kind in KINDS for s in setting.args.scales
+        (kind, s): setting.nodules(f"malignancy-{kind}", lambda window, k=kind: {"malignancy": k}, s)
+        for kind in KINDS
+        for s in setting.args.scales
     }
     figure, axes = panels(2 * len(setting.windows), 2 + len(setting.args.scales), 1.45)
     show_real(setting, axes[::2, 0])
@@ -321,9 +383,13 @@ def figure_5_8(setting):
             line[1].set_ylabel(kind, fontsize=9)
             for axis, scale in zip(line[2:], setting.args.scales, strict=True):
                 axis.imshow(ladder[kind, scale][number], **LUNG_WINDOW)
-        axes[2 * number + 1, 0].text(0.5, 0.5, describe(window).replace(", ", "\n"), ha="center", va="center", fontsize=8)
+        axes[2 * number + 1, 0].text(
+            0.5, 0.5, describe(window).replace(", ", "\n"), ha="center", va="center", fontsize=8
+        )
         axes[2 * number + 1, 0].axis("off")
-    for axis, title in zip(axes[0], ("real", "unguided", *(f"s = {scale:g}" for scale in setting.args.scales)), strict=True):
+    for axis, title in zip(
+        axes[0], ("real", "unguided", *(f"s = {scale:g}" for scale in setting.args.scales)), strict=True
+    ):
         axis.set_title(title, fontsize=9)
     return figure
 
@@ -332,7 +398,9 @@ def figure_5_9(setting):
     setting.classifiers("5.9", ("malignancy",))
     scale = setting.args.feature_scale
     unguided = setting.nodules("none")
-    made = {kind: setting.nodules(f"malignancy-{kind}", lambda window, k=kind: {"malignancy": k}, scale) for kind in KINDS}
+    made = {
+        kind: setting.nodules(f"malignancy-{kind}", lambda window, k=kind: {"malignancy": k}, scale) for kind in KINDS
+    }
     figure, axes = panels(len(setting.windows), 5, 1.9)
     show_real(setting, axes[:, 0])
     for number, line in enumerate(axes):
@@ -361,24 +429,48 @@ CAPTIONS = {
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pretrained_model_name_or_path", default=None, help="folder or Hub id of an LSDM pipeline; default: the shipped one")
-    parser.add_argument("--baselines", nargs="*", default=[], metavar="NAME=PATH", help="pipelines to stand beside it in 5.2 and 5.3")
-    parser.add_argument("--which", nargs="+", choices=CAPTIONS, default=list(CAPTIONS), help="figures to draw; default: all")
+    parser.add_argument(
+        "--pretrained_model_name_or_path",
+        default=None,
+        help="folder or Hub id of an LSDM pipeline; default: the shipped one",
+    )
+    parser.add_argument(
+        "--baselines", nargs="*", default=[], metavar="NAME=PATH", help="pipelines to stand beside it in 5.2 and 5.3"
+    )
+    parser.add_argument(
+        "--which", nargs="+", choices=CAPTIONS, default=list(CAPTIONS), help="figures to draw; default: all"
+    )
     data = add_data_arguments(parser)
     data.add_argument("--split", default="validation", help="split that slices and nodules are taken from")
     data.add_argument("--num_maps", type=int, default=3, help="slices, and nodules, shown in a figure")
     data.add_argument("--min_area", type=int, default=60, help="smallest nodule shown in 5.4 to 5.9, pixels")
-    data.add_argument("--window", type=int, default=256, help="edge of the window around a nodule that is sampled, pixels")
+    data.add_argument(
+        "--window", type=int, default=256, help="edge of the window around a nodule that is sampled, pixels"
+    )
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps")
-    sampling.add_argument("--guidance_scale", type=float, default=1.0, help="s of the true ratings in 5.2, 5.3 and 5.6")
+    sampling.add_argument(
+        "--guidance_scale", type=float, default=1.0, help="s of the true ratings in 5.2, 5.3 and 5.6"
+    )
     sampling.add_argument("--feature_scale", type=float, default=8.0, help="s of 5.7 and 5.9")
     sampling.add_argument("--scales", type=float, nargs="+", default=[0.5, 1, 2, 4, 8, 16, 32], help="s of 5.8")
-    sampling.add_argument("--timesteps", type=int, nargs="+", default=[20, 100, 200, 300, 400, 600], help="t of 5.4 and 5.5")
+    sampling.add_argument(
+        "--timesteps", type=int, nargs="+", default=[20, 100, 200, 300, 400, 600], help="t of 5.4 and 5.5"
+    )
     sampling.add_argument("--sample_batch_size", type=int, default=1, help="nodules sampled together")
-    sampling.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="of sampling; bf16 needs hardware for it")
+    sampling.add_argument(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        default="no",
+        help="of sampling; bf16 needs hardware for it",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--output_dir", type=Path, required=True, help="for the figures, figures.md with their captions, and the images")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        help="for the figures, figures.md with their captions, and the images",
+    )
     return parser.parse_args()
 
 
@@ -388,7 +480,9 @@ def main():
         if getattr(args, flag) < 1:
             raise SystemExit(f"--{flag} is {getattr(args, flag)}, but at least 1 is needed.")
     if args.window < CROP:
-        raise SystemExit(f"--window is {args.window}, but at least the {CROP} pixels around a nodule that the classifiers see are needed.")
+        raise SystemExit(
+            f"--window is {args.window}, but at least the {CROP} pixels around a nodule that the classifiers see are needed."
+        )
     if args.streaming:
         raise SystemExit("--streaming: slices are drawn from all over the split; it cannot be a stream.")
     args.output_dir.mkdir(parents=True, exist_ok=True)

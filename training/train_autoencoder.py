@@ -28,11 +28,19 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from tqdm.auto import tqdm
 
-from lsdm_diffusers.autoencoder_loss import PERCEPTUAL, AutoencoderLoss, PatchDiscriminator, discriminator_loss, perceptual_distance
-from lsdm_diffusers.ct_dataset import nodule_crops, scaled_pixels
-from lsdm_diffusers.publishing import add_hub_arguments, forget_origins, open_model_repository, upload_model, write_model_card
-from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN
-from lsdm_diffusers.training_data import StreamedRows, add_data_arguments, open_splits, rows_of_kind, spread_rows
+from lsdm_diffusers.data.dataset import nodule_crops, scaled_pixels
+from lsdm_diffusers.hounsfield import HU_MAX, HU_MIN
+from lsdm_diffusers.hub.publishing import (
+    add_hub_arguments,
+    forget_origins,
+    open_model_repository,
+    upload_model,
+    write_model_card,
+)
+from lsdm_diffusers.models.patch_discriminator import PatchDiscriminator
+from lsdm_diffusers.models.perceptual import PERCEPTUAL, perceptual_distance
+from lsdm_diffusers.training.autoencoder_loss import AutoencoderLoss, discriminator_loss
+from lsdm_diffusers.training.data import StreamedRows, add_data_arguments, open_splits, rows_of_kind, spread_rows
 
 
 def parse_args():
@@ -46,42 +54,99 @@ def parse_args():
         help="decode every slice once and keep it (1 MB a slice of 512x512); off, or with --streaming: decode slices as they are drawn",
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--pretrained_vae", type=Path, default=None, help="go on from this autoencoder; its own sizes hold, not the flags below")
-    model.add_argument("--freeze_encoder", action="store_true", help="train the decoder alone: latents stay as they are")
-    model.add_argument("--block_out_channels", type=int, nargs="+", default=[128, 256, 512], help="widths; their number sets f = 2^(n-1)")
+    model.add_argument(
+        "--pretrained_vae",
+        type=Path,
+        default=None,
+        help="go on from this autoencoder; its own sizes hold, not the flags below",
+    )
+    model.add_argument(
+        "--freeze_encoder", action="store_true", help="train the decoder alone: latents stay as they are"
+    )
+    model.add_argument(
+        "--block_out_channels",
+        type=int,
+        nargs="+",
+        default=[128, 256, 512],
+        help="widths; their number sets f = 2^(n-1)",
+    )
     model.add_argument("--layers_per_block", type=int, default=1, help="ResNet blocks of a level")
     model.add_argument("--latent_channels", type=int, default=3, help="c of the latents")
-    model.add_argument("--norm_num_groups", type=int, default=32, help="groups of the group norms, a divisor of every width")
+    model.add_argument(
+        "--norm_num_groups", type=int, default=32, help="groups of the group norms, a divisor of every width"
+    )
     optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument("--train_batch_size", type=int, default=4, help="slice crops a step; nodule crops take the same number of pixels")
+    optimisation.add_argument(
+        "--train_batch_size",
+        type=int,
+        default=4,
+        help="slice crops a step; nodule crops take the same number of pixels",
+    )
     optimisation.add_argument("--max_train_steps", type=int, default=1500, help="optimiser steps")
     optimisation.add_argument("--learning_rate", type=float, default=1e-3, help="peak of the schedule")
-    optimisation.add_argument("--lr_scheduler", default="one_cycle", help="one_cycle, or a name that diffusers.optimization.get_scheduler knows")
-    optimisation.add_argument("--lr_warmup_steps", type=int, default=100, help="optimiser steps; one_cycle takes a tenth of all")
-    optimisation.add_argument("--kl_weight", type=float, default=1e-4, help="of the KL divergence from N(0, 1), a mean over latents")
-    optimisation.add_argument("--difference_weight", type=float, default=0.0, help="of L1 on differences of neighbouring pixels")
-    optimisation.add_argument("--perceptual", choices=PERCEPTUAL, default="lpips", help="lpips fetches VGG weights; efficientnet works offline")
+    optimisation.add_argument(
+        "--lr_scheduler",
+        default="one_cycle",
+        help="one_cycle, or a name that diffusers.optimization.get_scheduler knows",
+    )
+    optimisation.add_argument(
+        "--lr_warmup_steps", type=int, default=100, help="optimiser steps; one_cycle takes a tenth of all"
+    )
+    optimisation.add_argument(
+        "--kl_weight", type=float, default=1e-4, help="of the KL divergence from N(0, 1), a mean over latents"
+    )
+    optimisation.add_argument(
+        "--difference_weight", type=float, default=0.0, help="of L1 on differences of neighbouring pixels"
+    )
+    optimisation.add_argument(
+        "--perceptual",
+        choices=PERCEPTUAL,
+        default="lpips",
+        help="lpips fetches VGG weights; efficientnet works offline",
+    )
     optimisation.add_argument("--perceptual_weight", type=float, default=1.0, help="of the perceptual term")
-    optimisation.add_argument("--disc_start", type=int, default=50001, help="step from which the discriminator takes part")
-    optimisation.add_argument("--disc_weight", type=float, default=0.5, help="of the adversarial term, times the adaptive weight")
-    optimisation.add_argument("--disc_channels", type=int, default=64, help="first width of the PatchGAN discriminator")
+    optimisation.add_argument(
+        "--disc_start", type=int, default=50001, help="step from which the discriminator takes part"
+    )
+    optimisation.add_argument(
+        "--disc_weight", type=float, default=0.5, help="of the adversarial term, times the adaptive weight"
+    )
+    optimisation.add_argument(
+        "--disc_channels", type=int, default=64, help="first width of the PatchGAN discriminator"
+    )
     optimisation.add_argument("--disc_learning_rate", type=float, default=1e-4, help="of the discriminator's Adam")
-    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step")
+    optimisation.add_argument(
+        "--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step"
+    )
     optimisation.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
     optimisation.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
-    optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None, help="bf16 needs hardware for it")
     optimisation.add_argument(
-        "--use_ema", action=argparse.BooleanOptionalAction, default=True, help="validate and save the moving average of the weights"
+        "--mixed_precision", choices=["no", "fp16", "bf16"], default=None, help="bf16 needs hardware for it"
     )
-    optimisation.add_argument("--ema_max_decay", type=float, default=0.999, help="limit of the ramp (1 + n) / (10 + n)")
+    optimisation.add_argument(
+        "--use_ema",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="validate and save the moving average of the weights",
+    )
+    optimisation.add_argument(
+        "--ema_max_decay", type=float, default=0.999, help="limit of the ramp (1 + n) / (10 + n)"
+    )
     optimisation.add_argument("--seed", type=int, default=0, help="of weights, draws and noise")
     run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", type=Path, required=True, help="for checkpoints, weights, log.jsonl, pictures and validation.json")
+    run.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        help="for checkpoints, weights, log.jsonl, pictures and validation.json",
+    )
     run.add_argument("--validation_steps", type=int, default=500, help="validate every so many steps")
     run.add_argument("--num_validation_images", type=int, default=8, help="whole slices that are validated on")
     run.add_argument("--checkpointing_steps", type=int, default=250, help="write checkpoint-N every so many steps")
     run.add_argument("--checkpoints_total_limit", type=int, default=2, help="how many checkpoint-N are kept")
-    run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N"; "latest" starts anew if there is none')
+    run.add_argument(
+        "--resume_from_checkpoint", default=None, help='a folder "checkpoint-N"; "latest" starts anew if there is none'
+    )
     run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
     add_hub_arguments(parser)
     return parser.parse_args()
@@ -130,9 +195,18 @@ def validate(vae, images, nodules, output_dir, step):
         pixels = torch.from_numpy(image)[None, None].to(vae.device)
         reconstruction = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
         difference = (reconstruction - pixels).float()
-        errors.append((10 * math.log10(4 / difference.pow(2).mean().item()), difference.abs().mean().item() * (HU_MAX - HU_MIN) / 2))
+        errors.append(
+            (
+                10 * math.log10(4 / difference.pow(2).mean().item()),
+                difference.abs().mean().item() * (HU_MAX - HU_MIN) / 2,
+            )
+        )
         if len(panels) < 4 and image.shape == images[0].shape:
-            panels.append(np.concatenate([((p[0, 0].cpu().numpy() + 1) * 127.5).astype(np.uint8) for p in (pixels, reconstruction)], axis=0))
+            panels.append(
+                np.concatenate(
+                    [((p[0, 0].cpu().numpy() + 1) * 127.5).astype(np.uint8) for p in (pixels, reconstruction)], axis=0
+                )
+            )
     if not images:
         return {"psnr": math.nan, "mae_hu": math.nan, "nodule_psnr": math.nan}
     Image.fromarray(np.concatenate(panels, axis=1)).save(output_dir / f"validation-{step}.png")
@@ -140,7 +214,11 @@ def validate(vae, images, nodules, output_dir, step):
     crops = [torch.from_numpy(crop.copy())[None, None].to(vae.device) for crop in nodules]
     rebuilt = [(vae.decode(vae.encode(crop).latent_dist.mode()).sample.clamp(-1, 1), crop) for crop in crops]
     of_crops = [10 * math.log10(4 / (image - crop).pow(2).mean().item()) for image, crop in rebuilt]
-    return {"psnr": float(psnr), "mae_hu": float(hu_error), "nodule_psnr": float(np.mean(of_crops)) if of_crops else math.nan}
+    return {
+        "psnr": float(psnr),
+        "mae_hu": float(hu_error),
+        "nodule_psnr": float(np.mean(of_crops)) if of_crops else math.nan,
+    }
 
 
 def main():
@@ -157,16 +235,28 @@ def main():
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
-        raise SystemExit(f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it.")
+        raise SystemExit(
+            f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it."
+        )
 
     dataset = open_splits(args)
     train_slices = rows_of_kind(dataset["train"], lambda kind: kind == "slice").select_columns("image")
     slices = DecodedSlices(StreamedRows(train_slices, args.seed) if args.streaming else train_slices)
     if args.keep_in_memory and not args.streaming:
-        slices = [slices[index] for index in tqdm(range(len(slices)), desc="decode", disable=not accelerator.is_local_main_process)]
-    nodules = [crop for crop, _ in tqdm(nodule_crops(dataset["train"]), desc="nodules", disable=not accelerator.is_local_main_process)]
+        slices = [
+            slices[index]
+            for index in tqdm(range(len(slices)), desc="decode", disable=not accelerator.is_local_main_process)
+        ]
+    nodules = [
+        crop
+        for crop, _ in tqdm(
+            nodule_crops(dataset["train"]), desc="nodules", disable=not accelerator.is_local_main_process
+        )
+    ]
     validation_nodules = [crop for crop, _ in islice(nodule_crops(dataset["validation"]), 64)]
-    validation_rows = spread_rows(rows_of_kind(dataset["validation"], lambda kind: kind == "slice"), args.num_validation_images)
+    validation_rows = spread_rows(
+        rows_of_kind(dataset["validation"], lambda kind: kind == "slice"), args.num_validation_images
+    )
     validation_images = [scaled_pixels(row["image"]) for row in validation_rows]
 
     if args.pretrained_vae is not None:
@@ -190,15 +280,24 @@ def main():
         vae.enable_gradient_checkpointing()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, weight_decay=1e-4)
     if args.lr_scheduler == "one_cycle":
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.max_train_steps, pct_start=0.1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, args.learning_rate, total_steps=args.max_train_steps, pct_start=0.1
+        )
     else:
-        schedule = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
+        schedule = get_scheduler(
+            args.lr_scheduler,
+            optimizer,
+            num_warmup_steps=args.lr_warmup_steps,
+            num_training_steps=args.max_train_steps,
+        )
     ema = EMAModel(vae.parameters(), decay=args.ema_max_decay if args.use_ema else 0)  # decay 0 follows the weights
     try:
         perceptual = perceptual_distance(args.perceptual)
     except RuntimeError as error:
         raise SystemExit(f"--perceptual {args.perceptual}: {error}") from None
-    loss = AutoencoderLoss(vae, args.kl_weight, args.difference_weight, perceptual, args.perceptual_weight, args.disc_weight)
+    loss = AutoencoderLoss(
+        vae, args.kl_weight, args.difference_weight, perceptual, args.perceptual_weight, args.disc_weight
+    )
     training, optimizer = accelerator.prepare(loss, optimizer)
     adversarial = args.disc_start < args.max_train_steps
     if adversarial:
@@ -213,7 +312,11 @@ def main():
     step = 0
     checkpoints = sorted(args.output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     if args.resume_from_checkpoint:
-        folder = (checkpoints[-1] if checkpoints else None) if args.resume_from_checkpoint == "latest" else Path(args.resume_from_checkpoint)
+        folder = (
+            (checkpoints[-1] if checkpoints else None)
+            if args.resume_from_checkpoint == "latest"
+            else Path(args.resume_from_checkpoint)
+        )
         if folder is not None:
             accelerator.load_state(str(folder))
             if args.lr_scheduler == "one_cycle" and schedule.total_steps != args.max_train_steps:
@@ -224,7 +327,9 @@ def main():
             ema.to(accelerator.device)  # accelerate loads registered objects on the CPU
             step = int(folder.name.split("-")[1])
 
-    progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5)
+    progress = tqdm(
+        total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5
+    )
     model, factor = vae, 2 ** (len(vae.config.block_out_channels) - 1)
     micro_step = step * args.gradient_accumulation_steps
     while step < args.max_train_steps:
@@ -240,7 +345,9 @@ def main():
                 judge = accelerator.unwrap_model(discriminator).requires_grad_(False) if judged else None
                 loss, parts, reconstruction = training(pixels, noise, judge)
             if not torch.isfinite(loss):
-                raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
+                raise RuntimeError(
+                    f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}."
+                )
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 # these alone: `accelerator.clip_grad_norm_` would also unscale what the discriminator has gathered so far
@@ -290,7 +397,9 @@ def main():
     if accelerator.is_main_process:
         ema.copy_to(model.parameters())
         if not args.freeze_encoder:
-            every = [torch.from_numpy(scaled_pixels(row["image"]))[None, None] for row in spread_rows(train_slices, 16)]
+            every = [
+                torch.from_numpy(scaled_pixels(row["image"]))[None, None] for row in spread_rows(train_slices, 16)
+            ]
             with torch.no_grad():
                 latents = [model.encode(pixels.to(accelerator.device)).latent_dist.mode() for pixels in every]
             model.register_to_config(scaling_factor=float(1 / torch.cat([z.flatten() for z in latents]).std()))
@@ -300,7 +409,16 @@ def main():
         (args.output_dir / "validation.json").write_text(json.dumps({"step": step, **figures}, indent=1) + "\n")
         summary = "Autoencoder of the latent space of a latent semantic diffusion model for lung CT, HU in [-1024, 800] scaled to [-1, 1]."
         picture = f"validation-{step}.png" if (args.output_dir / f"validation-{step}.png").is_file() else None
-        write_model_card(args.output_dir, "train_autoencoder.py", "Autoencoder of lung CT", summary, args, step, figures, picture=picture)
+        write_model_card(
+            args.output_dir,
+            "train_autoencoder.py",
+            "Autoencoder of lung CT",
+            summary,
+            args,
+            step,
+            figures,
+            picture=picture,
+        )
         if repository:
             upload_model(repository, args.output_dir)
         print(f"scaling_factor {model.config.scaling_factor:.4f}; {figures}")

@@ -27,12 +27,13 @@ from scipy.ndimage import gaussian_filter
 from tqdm.auto import tqdm
 
 from lsdm_diffusers import NoduleClassifier
-from lsdm_diffusers.ct_dataset import nodule_crops
-from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES, OBJECTIVES
-from lsdm_diffusers.nodule_judge import rating_agreement
-from lsdm_diffusers.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
-from lsdm_diffusers.semantic_map import scaled_hu
-from lsdm_diffusers.training_data import add_data_arguments, open_splits
+from lsdm_diffusers.data.dataset import nodule_crops
+from lsdm_diffusers.evaluation.agreement import rating_agreement
+from lsdm_diffusers.hounsfield import scaled_hu
+from lsdm_diffusers.hub.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
+from lsdm_diffusers.models.nodule_classifier import OBJECTIVES
+from lsdm_diffusers.nodule_features import NODULE_FEATURES
+from lsdm_diffusers.training.data import add_data_arguments, open_splits
 
 VALIDATION_TIMESTEPS = (20, 50, 200, 500, 800)
 LUNG = scaled_hu(-850)
@@ -41,7 +42,12 @@ LUNG = scaled_hu(-850)
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = add_data_arguments(parser)
-    data.add_argument("--augmentation_views", type=int, default=8, help="flips and turns, eight in turn, of each crop that are encoded")
+    data.add_argument(
+        "--augmentation_views",
+        type=int,
+        default=8,
+        help="flips and turns, eight in turn, of each crop that are encoded",
+    )
     data.add_argument(
         "--contrast_jitter",
         type=float,
@@ -51,7 +57,10 @@ def parse_args():
         help="the contrast of what is denser than lung is multiplied by a number from this range, even in its logarithm, another for each view",
     )
     data.add_argument(
-        "--sharpness_jitter", type=float, default=0.0, help="a training crop gains a (crop - blurred crop), a even in ±this, another for each view"
+        "--sharpness_jitter",
+        type=float,
+        default=0.0,
+        help="a training crop gains a (crop - blurred crop), a even in ±this, another for each view",
     )
     data.add_argument(
         "--label_balance",
@@ -67,42 +76,82 @@ def parse_args():
     model = parser.add_argument_group("model")
     model.add_argument("--pretrained_vae", type=Path, required=True, help="folder of the trained autoencoder")
     model.add_argument(
-        "--pretrained_classifier", type=Path, default=None, help="begin with this classifier's weights, of the same sizes, and a fresh head"
+        "--pretrained_classifier",
+        type=Path,
+        default=None,
+        help="begin with this classifier's weights, of the same sizes, and a fresh head",
     )
     model.add_argument("--feature", choices=NODULE_FEATURES, required=True, help="the rating it learns")
-    model.add_argument("--objective", choices=OBJECTIVES, help="default: classification for malignancy, regression for the others")
-    model.add_argument("--block_out_channels", type=int, nargs="+", default=[24, 48, 72, 96], help="widths; four levels take 64x64 pixels to 8x8")
+    model.add_argument(
+        "--objective", choices=OBJECTIVES, help="default: classification for malignancy, regression for the others"
+    )
+    model.add_argument(
+        "--block_out_channels",
+        type=int,
+        nargs="+",
+        default=[24, 48, 72, 96],
+        help="widths; four levels take 64x64 pixels to 8x8",
+    )
     model.add_argument("--norm_num_groups", type=int, default=12, help="a divisor of every width")
     model.add_argument("--attention_head_dim", type=int, default=24, help="a divisor of the last width")
     model.add_argument("--dropout", type=float, default=0.1, help="in the ResNet blocks")
-    model.add_argument("--num_train_timesteps", type=int, default=1000, help="of the noise schedule, which is that of the U-Net")
-    model.add_argument("--hu_thresholds", type=float, nargs="*", default=[], help="smooth steps of the crop at these HU as further input")
-    model.add_argument("--timestep_power", type=float, default=1.0, help="t is T u^this, u uniform: 1 draws all noise levels alike, 2 more low ones")
+    model.add_argument(
+        "--num_train_timesteps", type=int, default=1000, help="of the noise schedule, which is that of the U-Net"
+    )
+    model.add_argument(
+        "--hu_thresholds",
+        type=float,
+        nargs="*",
+        default=[],
+        help="smooth steps of the crop at these HU as further input",
+    )
+    model.add_argument(
+        "--timestep_power",
+        type=float,
+        default=1.0,
+        help="t is T u^this, u uniform: 1 draws all noise levels alike, 2 more low ones",
+    )
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--train_batch_size", type=int, default=32, help="crops a process and backward pass")
     optimisation.add_argument("--max_train_steps", type=int, default=1500, help="optimiser steps")
     optimisation.add_argument(
-        "--label_smoothing", type=float, default=0.0, help="of the two classes, 0..1: keeps the classifier, and with it guidance, from overconfidence"
+        "--label_smoothing",
+        type=float,
+        default=0.0,
+        help="of the two classes, 0..1: keeps the classifier, and with it guidance, from overconfidence",
     )
     optimisation.add_argument("--learning_rate", type=float, default=5e-4, help="after warm-up")
-    optimisation.add_argument("--lr_scheduler", default="cosine", help="a name that diffusers.optimization.get_scheduler knows")
+    optimisation.add_argument(
+        "--lr_scheduler", default="cosine", help="a name that diffusers.optimization.get_scheduler knows"
+    )
     optimisation.add_argument("--lr_warmup_steps", type=int, default=50, help="optimiser steps")
     optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2, help="of AdamW")
-    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step")
+    optimisation.add_argument(
+        "--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step"
+    )
     optimisation.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
     optimisation.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
-    optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="bf16 needs hardware for it")
     optimisation.add_argument(
-        "--use_ema", action=argparse.BooleanOptionalAction, default=True, help="validate and save the moving average of the weights"
+        "--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="bf16 needs hardware for it"
     )
-    optimisation.add_argument("--ema_max_decay", type=float, default=0.9999, help="limit of the ramp (1 + n) / (10 + n)")
+    optimisation.add_argument(
+        "--use_ema",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="validate and save the moving average of the weights",
+    )
+    optimisation.add_argument(
+        "--ema_max_decay", type=float, default=0.9999, help="limit of the ramp (1 + n) / (10 + n)"
+    )
     optimisation.add_argument("--seed", type=int, default=0, help="of weights, draws and noise")
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", type=Path, required=True, help="for checkpoints, weights and validation.json")
     run.add_argument("--validation_steps", type=int, default=250, help="validate and save every so many steps")
     run.add_argument("--checkpointing_steps", type=int, default=500, help="write checkpoint-N every so many steps")
     run.add_argument("--checkpoints_total_limit", type=int, default=2, help="how many checkpoint-N are kept")
-    run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N"; "latest" starts anew if there is none')
+    run.add_argument(
+        "--resume_from_checkpoint", default=None, help='a folder "checkpoint-N"; "latest" starts anew if there is none'
+    )
     run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
     add_hub_arguments(parser)
     args = parser.parse_args()
@@ -116,7 +165,9 @@ def parse_args():
     if not 0 <= args.label_smoothing <= 1:
         raise SystemExit(f"--label_smoothing is {args.label_smoothing}, but 0..1 is needed.")
     if args.label_smoothing and args.objective == "regression":
-        raise SystemExit(f"--label_smoothing is {args.label_smoothing}, but --objective regression has no classes to smooth.")
+        raise SystemExit(
+            f"--label_smoothing is {args.label_smoothing}, but --objective regression has no classes to smooth."
+        )
     return args
 
 
@@ -134,7 +185,9 @@ def encode_crops(split, vae, feature, views, jitter=lambda pixels, view: pixels)
     crops, ratings = [], []
     for crop, nodule in tqdm(nodule_crops(split), desc="nodules", mininterval=5):
         if nodule[feature] is None or not 1 <= nodule[feature] <= 5:
-            raise ValueError(f"`--dataset_name` has a nodule of {feature} {nodule[feature]}, but a rating 1..5 is needed.")
+            raise ValueError(
+                f"`--dataset_name` has a nodule of {feature} {nodule[feature]}, but a rating 1..5 is needed."
+            )
         crops.append(crop)
         ratings.append(nodule[feature])
     if not crops:
@@ -190,7 +243,9 @@ def main():
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
-        raise SystemExit(f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it.")
+        raise SystemExit(
+            f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it."
+        )
     vae = AutoencoderKL.from_pretrained(args.pretrained_vae).requires_grad_(False).eval()
     vae.to(accelerator.device, memory_format=torch.channels_last)  # decodes faster on a CPU
     dataset = open_splits(args)
@@ -226,14 +281,22 @@ def main():
         try:
             classifier.load_state_dict(weights)
         except RuntimeError as error:
-            raise SystemExit(f"--pretrained_classifier {args.pretrained_classifier} has other sizes than the flags ask for: {error}") from None
+            raise SystemExit(
+                f"--pretrained_classifier {args.pretrained_classifier} has other sizes than the flags ask for: {error}"
+            ) from None
     classifier.train()
     if args.gradient_checkpointing:
         classifier.enable_gradient_checkpointing()
-    scheduler = DDPMScheduler(args.num_train_timesteps, beta_start=0.0015, beta_end=0.0205, beta_schedule="scaled_linear", clip_sample=False)
+    scheduler = DDPMScheduler(
+        args.num_train_timesteps, beta_start=0.0015, beta_end=0.0205, beta_schedule="scaled_linear", clip_sample=False
+    )
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
-    schedule = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
-    ema = EMAModel(classifier.parameters(), decay=args.ema_max_decay if args.use_ema else 0)  # decay 0 follows the weights
+    schedule = get_scheduler(
+        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+    )
+    ema = EMAModel(
+        classifier.parameters(), decay=args.ema_max_decay if args.use_ema else 0
+    )  # decay 0 follows the weights
     classifier, optimizer = accelerator.prepare(classifier, optimizer)
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema, schedule)
@@ -244,7 +307,11 @@ def main():
     by_step = lambda path: int(path.name.split("-")[1])  # noqa: E731
     if args.resume_from_checkpoint:
         saved = sorted(args.output_dir.glob("checkpoint-*"), key=by_step)
-        folder = (saved[-1] if saved else None) if args.resume_from_checkpoint == "latest" else Path(args.resume_from_checkpoint)
+        folder = (
+            (saved[-1] if saved else None)
+            if args.resume_from_checkpoint == "latest"
+            else Path(args.resume_from_checkpoint)
+        )
         if folder is not None:
             accelerator.load_state(str(folder))
             ema.to(accelerator.device)  # accelerate loads registered objects to the CPU
@@ -260,13 +327,17 @@ def main():
         model.save_pretrained(args.output_dir)
         ema.restore(model.parameters())
         model.train()
-        accelerator.log({f"{t}/{name}": value for t, of_t in figures.items() for name, value in of_t.items()}, step=step)
+        accelerator.log(
+            {f"{t}/{name}": value for t, of_t in figures.items() for name, value in of_t.items()}, step=step
+        )
         with open(args.output_dir / "log.jsonl", "a") as log:
             print(json.dumps({"step": step, "seconds": round(progress.format_dict["elapsed"]), **figures}), file=log)
         tqdm.write(f"step {step}: {figures}")
         return figures
 
-    progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5)
+    progress = tqdm(
+        total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5
+    )
     micro_step = step * args.gradient_accumulation_steps
     while step < args.max_train_steps:
         # drawn from the step's own random generator, so that a resumed run sees the same data
@@ -276,7 +347,9 @@ def main():
         batch = latents[draw.integers(len(latents), size=len(chosen)), chosen]
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + data_step)
         noise = torch.randn(batch.shape, generator=generator).to(batch.device)
-        timesteps = torch.rand(len(batch), generator=generator) ** args.timestep_power * scheduler.config.num_train_timesteps
+        timesteps = (
+            torch.rand(len(batch), generator=generator) ** args.timestep_power * scheduler.config.num_train_timesteps
+        )
         timesteps = timesteps.long().to(batch.device)
         with accelerator.autocast():
             images = noisy_crops(batch, noise, timesteps, scheduler, vae).float()
@@ -286,7 +359,9 @@ def main():
             output = classifier(images, timesteps).float()
             loss = cross_entropy(output, target) if objective == "classification" else F.mse_loss(output, target)
             if not torch.isfinite(loss):
-                raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
+                raise RuntimeError(
+                    f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}."
+                )
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(classifier.parameters(), args.max_grad_norm)
@@ -316,11 +391,22 @@ def main():
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         figures = validate_and_save()
-        known = {t: {name: None if math.isnan(value) else value for name, value in of_t.items()} for t, of_t in figures.items()}
+        known = {
+            t: {name: None if math.isnan(value) else value for name, value in of_t.items()}
+            for t, of_t in figures.items()
+        }
         (args.output_dir / "validation.json").write_text(json.dumps({"step": step, **known}, indent=1) + "\n")
         summary = f"Noise-aware classifier of the {args.feature} of lung nodules, which guides a latent semantic diffusion model for lung CT."
         flat = {f"{name} at t = {t[1:]}": value for t, of_t in figures.items() for name, value in of_t.items()}
-        write_model_card(args.output_dir, "train_classifier.py", f"{args.feature.capitalize()} of lung nodules", summary, args, step, flat)
+        write_model_card(
+            args.output_dir,
+            "train_classifier.py",
+            f"{args.feature.capitalize()} of lung nodules",
+            summary,
+            args,
+            step,
+            flat,
+        )
         if repository:
             upload_model(repository, args.output_dir)
     accelerator.end_training()

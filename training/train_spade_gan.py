@@ -28,19 +28,29 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from lsdm_diffusers import SpadeGanPipeline, SpadeGenerator
-from lsdm_diffusers.autoencoder_loss import PERCEPTUAL, perceptual_distance
-from lsdm_diffusers.ct_dataset import pixels_of, scaled_pixels
+from lsdm_diffusers.data.dataset import pixels_of, scaled_pixels
+from lsdm_diffusers.hounsfield import HU_MAX, HU_MIN
+from lsdm_diffusers.hub.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
+from lsdm_diffusers.labels import PALETTE
+from lsdm_diffusers.models.perceptual import PERCEPTUAL, perceptual_distance
 from lsdm_diffusers.models.spade_gan import MultiscaleDiscriminator
-from lsdm_diffusers.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
-from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN, PALETTE
-from lsdm_diffusers.spade_gan_loss import SpadeGanLoss, discriminator_loss
-from lsdm_diffusers.training_data import StreamedRows, add_data_arguments, crop_corner, open_splits, rows_of_kind, spread_rows
+from lsdm_diffusers.training.data import (
+    StreamedRows,
+    add_data_arguments,
+    crop_corner,
+    open_splits,
+    rows_of_kind,
+    spread_rows,
+)
+from lsdm_diffusers.training.spade_gan_loss import SpadeGanLoss, discriminator_loss
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = add_data_arguments(parser)
-    data.add_argument("--crop_size", type=int, default=512, help="edge of the random crops of slices, pixels; 512 is whole slices")
+    data.add_argument(
+        "--crop_size", type=int, default=512, help="edge of the random crops of slices, pixels; 512 is whole slices"
+    )
     data.add_argument(
         "--keep_in_memory",
         action=argparse.BooleanOptionalAction,
@@ -48,8 +58,12 @@ def parse_args():
         help="decode every slice once and keep it (1.3 MB a slice of 512x512); off, or with --streaming: decode slices as they are drawn",
     )
     data.add_argument("--random_flip", action="store_true", help="mirror half of the crops, left to right")
-    data.add_argument("--blank_background", action="store_true", help="set table and clothes, which no label tells, to -1024 HU")
-    data.add_argument("--nodule_probability", type=float, default=0.25, help="share of the steps that take crops around nodules")
+    data.add_argument(
+        "--blank_background", action="store_true", help="set table and clothes, which no label tells, to -1024 HU"
+    )
+    data.add_argument(
+        "--nodule_probability", type=float, default=0.25, help="share of the steps that take crops around nodules"
+    )
     model = parser.add_argument_group("model")
     model.add_argument(
         "--block_out_channels",
@@ -59,36 +73,73 @@ def parse_args():
         help="widths from full resolution to the coarsest, multiples of --norm_num_groups; each level but the first halves the size",
     )
     model.add_argument("--norm_num_groups", type=int, default=32, help="groups of the group norms")
-    model.add_argument("--spade_hidden_channels", type=int, default=128, help="of the convolution from the map to gamma and beta")
+    model.add_argument(
+        "--spade_hidden_channels", type=int, default=128, help="of the convolution from the map to gamma and beta"
+    )
     model.add_argument("--latent_dim", type=int, default=0, help="channels of the noise; 0 gives one image of a map")
     model.add_argument("--disc_channels", type=int, default=64, help="first width of each PatchGAN discriminator")
-    model.add_argument("--disc_scales", type=int, default=2, help="discriminators, each at half the size of the one before")
+    model.add_argument(
+        "--disc_scales", type=int, default=2, help="discriminators, each at half the size of the one before"
+    )
     optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument("--train_batch_size", type=int, default=4, help="slice crops a step; nodule crops fill the same number of pixels")
+    optimisation.add_argument(
+        "--train_batch_size",
+        type=int,
+        default=4,
+        help="slice crops a step; nodule crops fill the same number of pixels",
+    )
     optimisation.add_argument("--max_train_steps", type=int, default=100000, help="optimiser steps")
-    optimisation.add_argument("--learning_rate", type=float, default=1e-4, help="of the generator's Adam, after warm-up")
-    optimisation.add_argument("--disc_learning_rate", type=float, default=4e-4, help="of the discriminator's Adam, after warm-up")
-    optimisation.add_argument("--lr_scheduler", default="constant_with_warmup", help="of both: a name that diffusers' get_scheduler knows")
+    optimisation.add_argument(
+        "--learning_rate", type=float, default=1e-4, help="of the generator's Adam, after warm-up"
+    )
+    optimisation.add_argument(
+        "--disc_learning_rate", type=float, default=4e-4, help="of the discriminator's Adam, after warm-up"
+    )
+    optimisation.add_argument(
+        "--lr_scheduler", default="constant_with_warmup", help="of both: a name that diffusers' get_scheduler knows"
+    )
     optimisation.add_argument("--lr_warmup_steps", type=int, default=0, help="optimiser steps")
     optimisation.add_argument("--feature_weight", type=float, default=10.0, help="of feature matching")
-    optimisation.add_argument("--perceptual", choices=PERCEPTUAL, default="lpips", help="lpips fetches VGG weights; efficientnet works offline")
-    optimisation.add_argument("--perceptual_weight", type=float, default=10.0, help="of the perceptual term; 1 for efficientnet")
-    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step")
-    optimisation.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
-    optimisation.add_argument("--max_grad_norm", type=float, default=1.0, help="the generator's gradients are clipped to this norm")
-    optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None, help="bf16 needs hardware for it")
     optimisation.add_argument(
-        "--use_ema", action=argparse.BooleanOptionalAction, default=True, help="validate and save the moving average of the generator's weights"
+        "--perceptual",
+        choices=PERCEPTUAL,
+        default="lpips",
+        help="lpips fetches VGG weights; efficientnet works offline",
     )
-    optimisation.add_argument("--ema_max_decay", type=float, default=0.999, help="limit of the ramp (1 + n) / (10 + n)")
+    optimisation.add_argument(
+        "--perceptual_weight", type=float, default=10.0, help="of the perceptual term; 1 for efficientnet"
+    )
+    optimisation.add_argument(
+        "--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step"
+    )
+    optimisation.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
+    optimisation.add_argument(
+        "--max_grad_norm", type=float, default=1.0, help="the generator's gradients are clipped to this norm"
+    )
+    optimisation.add_argument(
+        "--mixed_precision", choices=["no", "fp16", "bf16"], default=None, help="bf16 needs hardware for it"
+    )
+    optimisation.add_argument(
+        "--use_ema",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="validate and save the moving average of the generator's weights",
+    )
+    optimisation.add_argument(
+        "--ema_max_decay", type=float, default=0.999, help="limit of the ramp (1 + n) / (10 + n)"
+    )
     optimisation.add_argument("--seed", type=int, default=0, help="of weights, draws and noise")
     run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", type=Path, required=True, help="for checkpoints, log.jsonl, pictures and pipeline/")
+    run.add_argument(
+        "--output_dir", type=Path, required=True, help="for checkpoints, log.jsonl, pictures and pipeline/"
+    )
     run.add_argument("--validation_steps", type=int, default=500, help="validate and save every so many steps")
     run.add_argument("--num_validation_images", type=int, default=8, help="whole slices that are validated on")
     run.add_argument("--checkpointing_steps", type=int, default=250, help="write checkpoint-N every so many steps")
     run.add_argument("--checkpoints_total_limit", type=int, default=2, help="how many checkpoint-N are kept")
-    run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N"; "latest" starts anew if there is none')
+    run.add_argument(
+        "--resume_from_checkpoint", default=None, help='a folder "checkpoint-N"; "latest" starts anew if there is none'
+    )
     run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
     add_hub_arguments(parser)
     return parser.parse_args()
@@ -136,7 +187,9 @@ def validate(pipeline, rows, path):
     for pixels, labels in rows:
         sample = pipeline(labels, generator=torch.Generator().manual_seed(0), output_type="np").images[0, :, :, 0]
         difference = sample - (pixels + 1) / 2
-        errors.append((np.abs(difference).mean() * (HU_MAX - HU_MIN), 10 * math.log10(1 / np.square(difference).mean())))
+        errors.append(
+            (np.abs(difference).mean() * (HU_MAX - HU_MIN), 10 * math.log10(1 / np.square(difference).mean()))
+        )
         if len(panels) < 4 and labels.shape == rows[0][1].shape:
             grey = np.rint(sample * 255).astype(np.uint8)
             panels.append(np.concatenate([PALETTE[labels], np.stack([grey] * 3, axis=-1)]))
@@ -164,27 +217,40 @@ def main():
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
-        raise SystemExit(f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it.")
+        raise SystemExit(
+            f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it."
+        )
 
     dataset = open_splits(args)
     whole = {split: rows_of_kind(rows, lambda kind: kind != "nodule") for split, rows in dataset.items()}
     train_slices = whole["train"].select_columns(["image", "semantic_map"])
-    slices = DecodedRows(StreamedRows(train_slices, args.seed) if args.streaming else train_slices, args.blank_background)
+    slices = DecodedRows(
+        StreamedRows(train_slices, args.seed) if args.streaming else train_slices, args.blank_background
+    )
     if not args.streaming and not len(slices):
-        raise SystemExit(f"The dataset {args.dataset_name or args.train_data_dir} has no whole slices in train, but at least one is needed.")
+        raise SystemExit(
+            f"The dataset {args.dataset_name or args.train_data_dir} has no whole slices in train, but at least one is needed."
+        )
     if args.keep_in_memory and not args.streaming:
-        slices = [slices[index] for index in tqdm(range(len(slices)), desc="decode", disable=not accelerator.is_local_main_process)]
+        slices = [
+            slices[index]
+            for index in tqdm(range(len(slices)), desc="decode", disable=not accelerator.is_local_main_process)
+        ]
     nodules = []
     if "kind" in dataset["train"].features:
         crops = rows_of_kind(dataset["train"], lambda kind: kind == "nodule").select_columns(["image", "semantic_map"])
         crops = tqdm(crops, desc="nodules", disable=not accelerator.is_local_main_process)
         nodules = [(scaled_pixels(row["image"]), np.asarray(row["semantic_map"])) for row in crops]
     with_nodules = spread_rows(whole["validation"].filter(bool, input_columns="nodules"), args.num_validation_images)
-    validation_rows = DecodedRows(with_nodules or spread_rows(whole["validation"], args.num_validation_images), args.blank_background)
+    validation_rows = DecodedRows(
+        with_nodules or spread_rows(whole["validation"], args.num_validation_images), args.blank_background
+    )
     validation_rows = [validation_rows[index] for index in range(len(validation_rows))]
     wrong = [labels.shape for _, labels in validation_rows if labels.shape[0] % factor or labels.shape[1] % factor]
     if wrong:
-        raise SystemExit(f"A slice of validation is {wrong[0][0]}x{wrong[0][1]} pixels, but the generator needs multiples of {factor}.")
+        raise SystemExit(
+            f"A slice of validation is {wrong[0][0]}x{wrong[0][1]} pixels, but the generator needs multiples of {factor}."
+        )
 
     generator = SpadeGenerator(
         block_out_channels=args.block_out_channels,
@@ -203,12 +269,18 @@ def main():
     optimizer = torch.optim.Adam(generator.parameters(), lr=args.learning_rate, betas=(0.0, 0.9))
     disc_optimizer = torch.optim.Adam(discriminator.parameters(), lr=args.disc_learning_rate, betas=(0.0, 0.9))
     schedules = [
-        get_scheduler(args.lr_scheduler, each, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
+        get_scheduler(
+            args.lr_scheduler, each, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+        )
         for each in (optimizer, disc_optimizer)
     ]
-    ema = EMAModel(generator.parameters(), decay=args.ema_max_decay if args.use_ema else 0)  # decay 0 follows the weights
+    ema = EMAModel(
+        generator.parameters(), decay=args.ema_max_decay if args.use_ema else 0
+    )  # decay 0 follows the weights
     training = SpadeGanLoss(generator, args.feature_weight, perceptual, args.perceptual_weight)
-    training, optimizer, discriminator, disc_optimizer = accelerator.prepare(training, optimizer, discriminator, disc_optimizer)
+    training, optimizer, discriminator, disc_optimizer = accelerator.prepare(
+        training, optimizer, discriminator, disc_optimizer
+    )
     judge = accelerator.unwrap_model(discriminator)
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema, *schedules)
@@ -219,23 +291,33 @@ def main():
     by_step = lambda path: int(path.name.split("-")[1])  # noqa: E731
     if args.resume_from_checkpoint:
         saved = sorted(args.output_dir.glob("checkpoint-*"), key=by_step)
-        folder = (saved[-1] if saved else None) if args.resume_from_checkpoint == "latest" else Path(args.resume_from_checkpoint)
+        folder = (
+            (saved[-1] if saved else None)
+            if args.resume_from_checkpoint == "latest"
+            else Path(args.resume_from_checkpoint)
+        )
         if folder is not None:
             accelerator.load_state(str(folder))
             ema.to(accelerator.device)  # accelerate loads registered objects on the CPU
             step = by_step(folder)
 
     pipeline = SpadeGanPipeline(spade_generator=generator)
-    progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5)
+    progress = tqdm(
+        total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5
+    )
     recent, figures = [], {}
     micro_step = step * args.gradient_accumulation_steps
     while step < args.max_train_steps:
         data_step = micro_step * accelerator.num_processes + accelerator.process_index
-        pixels, labels = (tensor.to(accelerator.device) for tensor in training_batch(slices, nodules, data_step, args, factor))
+        pixels, labels = (
+            tensor.to(accelerator.device) for tensor in training_batch(slices, nodules, data_step, args, factor)
+        )
         latents = None
         if args.latent_dim:
             noise = torch.Generator().manual_seed(args.seed * 1_000_003 + data_step)
-            latents = torch.randn(len(labels), args.latent_dim, *(edge // factor for edge in labels.shape[-2:]), generator=noise)
+            latents = torch.randn(
+                len(labels), args.latent_dim, *(edge // factor for edge in labels.shape[-2:]), generator=noise
+            )
             latents = latents.to(accelerator.device)
         with accelerator.accumulate(training, discriminator):
             with accelerator.autocast():
@@ -307,7 +389,9 @@ def main():
         example += 'pipe("map.png").images[0].save("ct.png")'
         summary = "SPADE generator for lung CT, the GAN baseline of a latent semantic diffusion model: a slice from a semantic map."
         text = {"example": example, "picture": "validation.png" if picture.is_file() else None}
-        write_model_card(folder, "train_spade_gan.py", "Lung CT from semantic maps by SPADE", summary, args, step, figures, **text)
+        write_model_card(
+            folder, "train_spade_gan.py", "Lung CT from semantic maps by SPADE", summary, args, step, figures, **text
+        )
         if repository:
             upload_model(repository, folder)
     accelerator.end_training()

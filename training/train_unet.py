@@ -30,10 +30,16 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from lsdm_diffusers import LSDMGuidedPipeline, SpadeUNet2DModel
-from lsdm_diffusers.ct_dataset import pixels_of, row_kinds
-from lsdm_diffusers.publishing import add_hub_arguments, forget_origins, open_model_repository, upload_model, write_model_card
-from lsdm_diffusers.semantic_map import NUM_LABELS, PALETTE, SemanticLabel
-from lsdm_diffusers.training_data import add_data_arguments, crop_corner, open_splits, rows_of_kind, spread_rows
+from lsdm_diffusers.data.dataset import pixels_of, row_kinds
+from lsdm_diffusers.hub.publishing import (
+    add_hub_arguments,
+    forget_origins,
+    open_model_repository,
+    upload_model,
+    write_model_card,
+)
+from lsdm_diffusers.labels import NUM_LABELS, PALETTE, SemanticLabel
+from lsdm_diffusers.training.data import add_data_arguments, crop_corner, open_splits, rows_of_kind, spread_rows
 
 NUM_VALIDATION_ROWS = 32  # of each kind, for the validation loss
 
@@ -41,7 +47,9 @@ NUM_VALIDATION_ROWS = 32  # of each kind, for the validation loss
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = add_data_arguments(parser)
-    data.add_argument("--crop_size", type=int, default=512, help="edge of the random crops of slices, pixels; 512 is whole slices")
+    data.add_argument(
+        "--crop_size", type=int, default=512, help="edge of the random crops of slices, pixels; 512 is whole slices"
+    )
     data.add_argument(
         "--cache_latents",
         action=argparse.BooleanOptionalAction,
@@ -49,11 +57,20 @@ def parse_args():
         help="encode every row once, to disk, and keep the latents in memory (0.3 MB a slice of 512x512); off: encode rows as they are drawn",
     )
     data.add_argument("--random_flip", action="store_true", help="mirror half of the rows, left to right")
-    data.add_argument("--blank_background", action="store_true", help="set table and clothes, which no label tells, to -1024 HU")
-    data.add_argument("--nodule_probability", type=float, default=0.25, help="share of the steps that take crops around nodules")
+    data.add_argument(
+        "--blank_background", action="store_true", help="set table and clothes, which no label tells, to -1024 HU"
+    )
+    data.add_argument(
+        "--nodule_probability", type=float, default=0.25, help="share of the steps that take crops around nodules"
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--pretrained_vae", type=Path, required=True, help="folder of the trained autoencoder")
-    model.add_argument("--pretrained_unet", type=Path, default=None, help="go on from this U-Net; its own sizes hold, not the flags below")
+    model.add_argument(
+        "--pretrained_unet",
+        type=Path,
+        default=None,
+        help="go on from this U-Net; its own sizes hold, not the flags below",
+    )
     model.add_argument(
         "--block_out_channels",
         type=int,
@@ -61,14 +78,23 @@ def parse_args():
         default=[128, 256, 384],
         help="widths, multiples of --norm_num_groups; each level but the last halves the size",
     )
-    model.add_argument("--attention_levels", type=int, nargs="+", default=[0, 0, 1], help="1 for each level with self-attention")
+    model.add_argument(
+        "--attention_levels", type=int, nargs="+", default=[0, 0, 1], help="1 for each level with self-attention"
+    )
     model.add_argument("--layers_per_block", type=int, default=2, help="ResNet blocks of a level")
     model.add_argument("--norm_num_groups", type=int, default=32, help="groups of the group norms")
-    model.add_argument("--attention_head_dim", type=int, default=32, help="channels of an attention head, a divisor of the widths")
     model.add_argument(
-        "--spade_blocks", choices=["all", "mid_up", "up", "none"], default="all", help="where the map modulates; none is the LDM baseline"
+        "--attention_head_dim", type=int, default=32, help="channels of an attention head, a divisor of the widths"
     )
-    model.add_argument("--spade_hidden_channels", type=int, default=128, help="of the convolution from the map to gamma and beta")
+    model.add_argument(
+        "--spade_blocks",
+        choices=["all", "mid_up", "up", "none"],
+        default="all",
+        help="where the map modulates; none is the LDM baseline",
+    )
+    model.add_argument(
+        "--spade_hidden_channels", type=int, default=128, help="of the convolution from the map to gamma and beta"
+    )
     model.add_argument(
         "--prediction_type",
         choices=["epsilon", "v_prediction"],
@@ -76,37 +102,61 @@ def parse_args():
         help="what the U-Net predicts: the noise, or v (Salimans and Ho 2022)",
     )
     optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument("--train_batch_size", type=int, default=8, help="slice crops a step; nodule crops fill the same number of pixels")
+    optimisation.add_argument(
+        "--train_batch_size",
+        type=int,
+        default=8,
+        help="slice crops a step; nodule crops fill the same number of pixels",
+    )
     optimisation.add_argument("--max_train_steps", type=int, default=100000, help="optimiser steps")
     optimisation.add_argument("--learning_rate", type=float, default=1e-4, help="after warm-up")
-    optimisation.add_argument("--lr_scheduler", default="constant_with_warmup", help="a name that diffusers.optimization.get_scheduler knows")
+    optimisation.add_argument(
+        "--lr_scheduler", default="constant_with_warmup", help="a name that diffusers.optimization.get_scheduler knows"
+    )
     optimisation.add_argument("--lr_warmup_steps", type=int, default=100, help="optimiser steps")
     optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2, help="of AdamW")
     optimisation.add_argument("--nodule_weight", type=float, default=1.0, help="loss weight of nodule latents")
-    optimisation.add_argument("--snr_gamma", type=float, default=None, help="min-SNR weighting of the loss (Hang et al. 2023); 5 is usual")
+    optimisation.add_argument(
+        "--snr_gamma", type=float, default=None, help="min-SNR weighting of the loss (Hang et al. 2023); 5 is usual"
+    )
     optimisation.add_argument(
         "--label_dropout",
         type=float,
         default=0.0,
         help="share of samples whose map is dropped: half of them whole, half of them one label, which becomes background",
     )
-    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step")
+    optimisation.add_argument(
+        "--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step"
+    )
     optimisation.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
     optimisation.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
-    optimisation.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default=None, help="bf16 needs hardware for it")
     optimisation.add_argument(
-        "--use_ema", action=argparse.BooleanOptionalAction, default=True, help="validate and save the moving average of the weights"
+        "--mixed_precision", choices=["no", "fp16", "bf16"], default=None, help="bf16 needs hardware for it"
     )
-    optimisation.add_argument("--ema_max_decay", type=float, default=0.9999, help="limit of the ramp (1 + n) / (10 + n)")
+    optimisation.add_argument(
+        "--use_ema",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="validate and save the moving average of the weights",
+    )
+    optimisation.add_argument(
+        "--ema_max_decay", type=float, default=0.9999, help="limit of the ramp (1 + n) / (10 + n)"
+    )
     optimisation.add_argument("--seed", type=int, default=0, help="of weights, draws and noise")
     run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", type=Path, required=True, help="for checkpoints, latents, log.jsonl, pictures and pipeline/")
-    run.add_argument("--latents_dir", type=Path, default=None, help="where the encoded rows are kept; default <output_dir>/latents")
+    run.add_argument(
+        "--output_dir", type=Path, required=True, help="for checkpoints, latents, log.jsonl, pictures and pipeline/"
+    )
+    run.add_argument(
+        "--latents_dir", type=Path, default=None, help="where the encoded rows are kept; default <output_dir>/latents"
+    )
     run.add_argument("--validation_steps", type=int, default=500, help="validate and save every so many steps")
     run.add_argument("--num_validation_images", type=int, default=2, help="samples in each validation-N.png")
     run.add_argument("--checkpointing_steps", type=int, default=250, help="write checkpoint-N every so many steps")
     run.add_argument("--checkpoints_total_limit", type=int, default=2, help="how many checkpoint-N are kept")
-    run.add_argument("--resume_from_checkpoint", default=None, help='a folder "checkpoint-N"; "latest" starts anew if there is none')
+    run.add_argument(
+        "--resume_from_checkpoint", default=None, help='a folder "checkpoint-N"; "latest" starts anew if there is none'
+    )
     run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
     add_hub_arguments(parser)
     return parser.parse_args()
@@ -142,7 +192,9 @@ def encode_row(row, index, kind, vae, args):
 def checked(row, shape):
     """The encoded row, if it is of this shape."""
     if row["labels"].shape != shape:
-        raise ValueError(f"`--dataset_name` has slices of {tuple(shape)} and of {tuple(row['labels'].shape)} latents, but training needs one size.")
+        raise ValueError(
+            f"`--dataset_name` has slices of {tuple(shape)} and of {tuple(row['labels'].shape)} latents, but training needs one size."
+        )
     return row
 
 
@@ -188,7 +240,11 @@ def encoded(split, limit, vae, args):
             checked(of_kind[-1], of_kind[0]["labels"].shape)
         elif "kind" not in row or min(map(len, rows.values())) == limit:
             break
-    return {name: {part: torch.stack([row[part] for row in some]) for part in some[0]} for name, some in rows.items() if some}
+    return {
+        name: {part: torch.stack([row[part] for row in some]) for part in some[0]}
+        for name, some in rows.items()
+        if some
+    }
 
 
 def training_batch(pools, step, args, factor):
@@ -198,7 +254,11 @@ def training_batch(pools, step, args, factor):
     pool = pools["nodules" if from_nodules else "slices"]
     height, width = pool.shape
     edge = min(args.crop_size // factor, height, width)
-    count = args.train_batch_size * max(1, (args.crop_size // factor // edge) ** 2) if from_nodules else args.train_batch_size
+    count = (
+        args.train_batch_size * max(1, (args.crop_size // factor // edge) ** 2)
+        if from_nodules
+        else args.train_batch_size
+    )
     batch = []
     for index in generator.integers(len(pool), size=count):
         row = pool[int(index)]
@@ -218,7 +278,11 @@ def drop_labels(batch, share, generator):
     for labels, map_latents in zip(batch["labels"], batch["map_latents"], strict=True):
         if generator.random() < share:
             whole = generator.random() < 0.5
-            gone = torch.ones_like(labels, dtype=torch.bool) if whole else labels == generator.choice(labels.unique().numpy())
+            gone = (
+                torch.ones_like(labels, dtype=torch.bool)
+                if whole
+                else labels == generator.choice(labels.unique().numpy())
+            )
             labels[gone] = SemanticLabel.BACKGROUND
             map_latents[:, gone] = 0
 
@@ -247,7 +311,9 @@ def validation_loss(unet, pools, scheduler, args):
             noise = torch.randn(batch["latents"].shape, generator=generator)
             timesteps = torch.linspace(50, 950, len(noise)).long()
             batch = {k: v.to(unet.device) for k, v in batch.items()}
-            losses.append(diffusion_loss(unet, batch, noise.to(unet.device), timesteps.to(unet.device), scheduler).item())
+            losses.append(
+                diffusion_loss(unet, batch, noise.to(unet.device), timesteps.to(unet.device), scheduler).item()
+            )
     return float(np.mean(losses))
 
 
@@ -255,7 +321,10 @@ def validation_picture(pipeline, maps, path):
     """Samples for `maps` beside the maps."""
     if not maps:
         return
-    images = [np.concatenate([PALETTE[m], np.stack([np.asarray(image)] * 3, -1)]) for m, image in maps_and_samples(pipeline, maps)]
+    images = [
+        np.concatenate([PALETTE[m], np.stack([np.asarray(image)] * 3, -1)])
+        for m, image in maps_and_samples(pipeline, maps)
+    ]
     Image.fromarray(np.concatenate(images, axis=1)).save(path)
 
 
@@ -273,19 +342,25 @@ def main():
         mixed_precision=args.mixed_precision,
         log_with=args.report_to,
         project_dir=args.output_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],  # the other processes wait while one encodes the rows
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(days=1))
+        ],  # the other processes wait while one encodes the rows
     )
     if not 0 <= args.label_dropout <= 1:
         raise SystemExit(f"--label_dropout is {args.label_dropout}, but 0..1 is needed.")
     if args.snr_gamma is not None and args.snr_gamma <= 0:
         raise SystemExit(f"--snr_gamma is {args.snr_gamma}, but a number above 0 is needed.")
     if args.streaming and not args.cache_latents:
-        raise SystemExit("--streaming goes through the rows once, to encode them; it cannot be used with --no-cache_latents.")
+        raise SystemExit(
+            "--streaming goes through the rows once, to encode them; it cannot be used with --no-cache_latents."
+        )
     repository = open_model_repository(args) if accelerator.is_main_process else None
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
-        raise SystemExit(f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it.")
+        raise SystemExit(
+            f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it."
+        )
     latents_dir = args.latents_dir or args.output_dir / "latents"
 
     vae = AutoencoderKL.from_pretrained(args.pretrained_vae).requires_grad_(False).eval().to(accelerator.device)
@@ -294,8 +369,13 @@ def main():
     pools = {}
     for split, rows in dataset.items():
         if split == "train" and not args.cache_latents:
-            of_kind = {"nodules": np.flatnonzero(row_kinds(rows) == "nodule"), "slices": np.flatnonzero(row_kinds(rows) != "nodule")}
-            pools[split] = {name: EncodedRows(rows.select(chosen), vae, args) for name, chosen in of_kind.items() if len(chosen)}
+            of_kind = {
+                "nodules": np.flatnonzero(row_kinds(rows) == "nodule"),
+                "slices": np.flatnonzero(row_kinds(rows) != "nodule"),
+            }
+            pools[split] = {
+                name: EncodedRows(rows.select(chosen), vae, args) for name, chosen in of_kind.items() if len(chosen)
+            }
             continue
         file = latents_dir / f"{split}.safetensors"
         with accelerator.main_process_first():
@@ -308,15 +388,21 @@ def main():
                 Path(f"{file}.part").rename(file)  # an interrupted run leaves no half file behind
             with safe_open(file, "pt") as saved:
                 if (saved.metadata() or {}).get("source") != source:
-                    raise SystemExit(f"{file} was encoded by another autoencoder, from other data or with other flags; remove it.")
+                    raise SystemExit(
+                        f"{file} was encoded by another autoencoder, from other data or with other flags; remove it."
+                    )
                 pools[split] = {
-                    name: CachedRows({part: saved.get_tensor(f"{name}.{part}") for part in ("latents", "map_latents", "labels")})
+                    name: CachedRows(
+                        {part: saved.get_tensor(f"{name}.{part}") for part in ("latents", "map_latents", "labels")}
+                    )
                     for name in ("slices", "nodules")
                     if f"{name}.labels" in saved.keys()
                 }
     whole = rows_of_kind(dataset["validation"], lambda kind: kind != "nodule")
     with_nodules = spread_rows(whole.filter(bool, input_columns="nodules"), args.num_validation_images)
-    validation_maps = [np.asarray(row["semantic_map"]) for row in with_nodules or spread_rows(whole, args.num_validation_images)]
+    validation_maps = [
+        np.asarray(row["semantic_map"]) for row in with_nodules or spread_rows(whole, args.num_validation_images)
+    ]
 
     if args.pretrained_unet is not None:
         unet = SpadeUNet2DModel.from_pretrained(args.pretrained_unet)
@@ -337,10 +423,16 @@ def main():
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     scheduler = DDPMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0205, clip_sample=False, prediction_type=args.prediction_type
+        beta_schedule="scaled_linear",
+        beta_start=0.0015,
+        beta_end=0.0205,
+        clip_sample=False,
+        prediction_type=args.prediction_type,
     )
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
-    schedule = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
+    schedule = get_scheduler(
+        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+    )
     ema = EMAModel(unet.parameters(), decay=args.ema_max_decay if args.use_ema else 0)  # decay 0 follows the weights
     unet, optimizer = accelerator.prepare(unet, optimizer)
     ema.to(accelerator.device)
@@ -352,7 +444,11 @@ def main():
     by_step = lambda path: int(path.name.split("-")[1])  # noqa: E731
     if args.resume_from_checkpoint:
         saved = sorted(args.output_dir.glob("checkpoint-*"), key=by_step)
-        folder = (saved[-1] if saved else None) if args.resume_from_checkpoint == "latest" else Path(args.resume_from_checkpoint)
+        folder = (
+            (saved[-1] if saved else None)
+            if args.resume_from_checkpoint == "latest"
+            else Path(args.resume_from_checkpoint)
+        )
         if folder is not None:
             accelerator.load_state(str(folder))
             ema.to(accelerator.device)  # accelerate loads registered objects on the CPU
@@ -366,7 +462,9 @@ def main():
         return LSDMGuidedPipeline(vae=vae, unet=model, scheduler=sampler)
 
     log = open(args.output_dir / "log.jsonl", "a") if accelerator.is_main_process else None
-    progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5)
+    progress = tqdm(
+        total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5
+    )
     recent, figures = [], {}
     micro_step = step * args.gradient_accumulation_steps
     while step < args.max_train_steps:
@@ -376,12 +474,16 @@ def main():
             drop_labels(batch, args.label_dropout, np.random.default_rng((args.seed, data_step, 1)))
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + data_step)
         noise = torch.randn(batch["latents"].shape, generator=generator).to(accelerator.device)
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator).to(accelerator.device)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator).to(
+            accelerator.device
+        )
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         with accelerator.accumulate(unet):
             loss = diffusion_loss(unet, batch, noise, timesteps, scheduler, args.nodule_weight, args.snr_gamma)
             if not torch.isfinite(loss):
-                raise RuntimeError(f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}.")
+                raise RuntimeError(
+                    f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}."
+                )
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
@@ -431,7 +533,9 @@ def main():
         if picture.is_file():
             shutil.copy(picture, folder / "validation.png")
         example = "from lsdm_diffusers import LSDMGuidedPipeline\n\n"
-        example += f'pipe = LSDMGuidedPipeline.from_pretrained("{repository[1] if repository else "path or Hub id"}")\n'
+        example += (
+            f'pipe = LSDMGuidedPipeline.from_pretrained("{repository[1] if repository else "path or Hub id"}")\n'
+        )
         example += 'pipe("map.png").images[0].save("ct.png")'
         summary = "Latent semantic diffusion model for lung CT: a slice from a semantic map."
         text = {"example": example, "picture": "validation.png" if picture.is_file() else None}

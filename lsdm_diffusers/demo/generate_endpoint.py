@@ -6,8 +6,8 @@ import uuid
 
 import gradio as gr
 
-from ..ct_export import export_ct
-from ..map_upload import read_map_upload
+from ..io.export import export_ct
+from ..io.map_upload import read_map_upload
 from .generation import MAX_IMAGES, MAX_SCALE, MAX_STEPS, SAMPLERS, make_jobs
 from .map_board import MAX_UPLOAD
 
@@ -69,7 +69,9 @@ def add_generate_endpoint(pipeline, sample_all, multiple: int, uploads) -> None:
 
     with gr.Column(visible=False):
         map_file = gr.File(label="map_file", type="filepath")
-        map_file.preprocess = lambda file: file and file.path  # gradio's own leaves an empty temporary file at each call
+        map_file.preprocess = lambda file: (
+            file and file.path
+        )  # gradio's own leaves an empty temporary file at each call
         inputs = [
             map_file,
             gr.Textbox("null", label="features"),
@@ -81,5 +83,11 @@ def add_generate_endpoint(pipeline, sample_all, multiple: int, uploads) -> None:
         ]
         outputs = [gr.File(label="files", file_count="multiple"), gr.JSON(label="parameters")]
         gr.Button("generate").click(
-            generate, inputs, outputs, api_name="generate", api_description=DESCRIPTION, concurrency_limit=1, concurrency_id="sampling"
+            generate,
+            inputs,
+            outputs,
+            api_name="generate",
+            api_description=DESCRIPTION,
+            concurrency_limit=1,
+            concurrency_id="sampling",
         )

@@ -13,11 +13,11 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 
-from .. import __version__
-from ..ct_export import apply_window
 from ..guidance import noise_level
+from ..hounsfield import apply_window
 from ..pipeline_lsdm import LSDMGuidedPipeline
 from ..semantic_map import find_nodules
+from ..version import __version__
 from .map_board import check_features
 
 SAMPLERS = {
@@ -51,26 +51,49 @@ class Job:
         return {
             "title": self.title,
             "nodules": [
-                {"centroid_yx": [round(c, 1) for c in nodule.centroid_yx], "label": int(nodule.label), "features": features}
+                {
+                    "centroid_yx": [round(c, 1) for c in nodule.centroid_yx],
+                    "label": int(nodule.label),
+                    "features": features,
+                }
                 for nodule, features in zip(find_nodules(self.semantic_map), self.features, strict=True)
             ],
             "guidance_scale": self.guidance_scale,
             "sampler": self.sampler,
             "num_inference_steps": self.num_inference_steps,
             "seed": self.seed,
-            "versions": {"lsdm_diffusers": __version__, "diffusers": diffusers.__version__, "torch": torch.__version__},
+            "versions": {
+                "lsdm_diffusers": __version__,
+                "diffusers": diffusers.__version__,
+                "torch": torch.__version__,
+            },
         }
 
 
 def whole_number(name: str, value, low: int, high: int) -> int:
     """`value` as an int, if it is whole and lies in low..high."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or not low <= value <= high or int(value) != value:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or value != value
+        or not low <= value <= high
+        or int(value) != value
+    ):
         raise ValueError(f"`{name}` is {value!r}, but a whole number {low}..{high} is needed.")
     return int(value)
 
 
 def make_jobs(
-    semantic_map, pixel_spacing, features, guidance_scale, sampler, num_inference_steps, seed, num_images, size=None, multiple=32
+    semantic_map,
+    pixel_spacing,
+    features,
+    guidance_scale,
+    sampler,
+    num_inference_steps,
+    seed,
+    num_images,
+    size=None,
+    multiple=32,
 ) -> list[Job]:
     """The jobs of some images of one map, with the seeds `seed`, `seed` + 1 and so on.
 
@@ -97,18 +120,27 @@ def make_jobs(
         height, width = round(height * size / max(height, width)), round(width * size / max(height, width))
         resized = np.asarray(PIL.Image.fromarray(semantic_map).resize((width, height), PIL.Image.Resampling.NEAREST))
         if len(find_nodules(resized)) != len(features):
-            raise ValueError(f"`size` is {size}, at which a nodule of the map vanishes; take a larger size or a larger nodule.")
+            raise ValueError(
+                f"`size` is {size}, at which a nodule of the map vanishes; take a larger size or a larger nodule."
+            )
         semantic_map = resized
     if height % multiple or width % multiple:
         raise ValueError(f"The map is {height}x{width} pixels, but height and width must be multiples of {multiple}.")
-    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, (int, float)) or not 0 <= guidance_scale <= MAX_SCALE:
+    if (
+        isinstance(guidance_scale, bool)
+        or not isinstance(guidance_scale, (int, float))
+        or not 0 <= guidance_scale <= MAX_SCALE
+    ):
         raise ValueError(f"`guidance_scale` is {guidance_scale!r}, but a number 0..{MAX_SCALE} is needed.")
     if sampler not in SAMPLERS:
         raise ValueError(f"`sampler` is {sampler!r}, but {', '.join(SAMPLERS)} are known.")
     steps = whole_number("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
     seed = whole_number("seed", seed, 0, 2**32)
     images = whole_number("num_images", num_images, 1, MAX_IMAGES)
-    return [Job(semantic_map, pixel_spacing, features, float(guidance_scale), sampler, steps, seed + i, f"seed {seed + i}") for i in range(images)]
+    return [
+        Job(semantic_map, pixel_spacing, features, float(guidance_scale), sampler, steps, seed + i, f"seed {seed + i}")
+        for i in range(images)
+    ]
 
 
 def with_malignancy(jobs: list[Job], malignancy: str) -> list[Job]:
@@ -130,7 +162,9 @@ def predicted_latents(before, after, level_before, level_after):
 def preview_url(pipe: LSDMGuidedPipeline, latents) -> str:
     """Data URL of a JPEG of latents (1, c, h, w), decoded at half the resolution."""
     small = F.avg_pool2d(latents.float(), 2)
-    pixels = pipe.vae.decode((small / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)).sample[0, 0].float().cpu().numpy()
+    pixels = (
+        pipe.vae.decode((small / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)).sample[0, 0].float().cpu().numpy()
+    )
     hu = (np.clip(pixels, -1, 1) + 1) * 912 - 1024
     file = io.BytesIO()
     PIL.Image.fromarray(apply_window(hu, "lung")).save(file, format="jpeg", quality=80)
@@ -180,7 +214,9 @@ def run(pipeline: LSDMGuidedPipeline, jobs: list[Job], with_unguided: bool, stop
 
     The sampling has a thread of its own, which ends at its next step when `stop` is set or the iterator is closed.
     """
-    passes = [(job, guided) for job in jobs for guided in ([True, False] if with_unguided and any(job.features) else [True])]
+    passes = [
+        (job, guided) for job in jobs for guided in ([True, False] if with_unguided and any(job.features) else [True])
+    ]
     total = sum(job.num_inference_steps for job, _ in passes)
     news = queue.Queue()
 
@@ -194,7 +230,9 @@ def run(pipeline: LSDMGuidedPipeline, jobs: list[Job], with_unguided: bool, stop
                     if stop.is_set():
                         raise Stopped
                     kind = job.title if guided else f"{job.title}, unguided"
-                    news.put(("step", (done + step) / total, f"{kind}: step {step} of {job.num_inference_steps}", preview))
+                    news.put(
+                        ("step", (done + step) / total, f"{kind}: step {step} of {job.num_inference_steps}", preview)
+                    )
 
                 hu = sample(pipeline, job, guided, on_step)
                 done += job.num_inference_steps

@@ -11,11 +11,11 @@ import gradio as gr
 import numpy as np
 import PIL.Image
 
-from ..map_upload import read_map_upload
-from ..models.nodule_classifier import NODULE_FEATURES
-from ..nodule_stamp import DIAMETER_MM, SHAPES, stamp_nodule
-from ..pipeline_lsdm import feature_target
-from ..semantic_map import LABEL_NAMES, PALETTE, find_nodules, read_semantic_map
+from ..io.map_upload import read_map_upload
+from ..io.nodule_stamp import DIAMETER_MM, SHAPES, stamp_nodule
+from ..labels import LABEL_NAMES, PALETTE
+from ..nodule_features import NODULE_FEATURES, feature_target
+from ..semantic_map import find_nodules, read_semantic_map
 from .example_maps import example_maps
 from .packed_array import pack_array, unpack_array
 
@@ -110,7 +110,13 @@ def map_board(**arguments) -> gr.HTML:
     examples = []
     for title, path in example_maps().items():
         with PIL.Image.open(path) as image:
-            examples.append({"title": title, "map": pack_array(np.asarray(image)), "pixel_spacing": float(image.text["pixel_spacing_mm"])})
+            examples.append(
+                {
+                    "title": title,
+                    "map": pack_array(np.asarray(image)),
+                    "pixel_spacing": float(image.text["pixel_spacing_mm"]),
+                }
+            )
     return gr.HTML(
         value={"map": examples[0]["map"], "pixel_spacing": examples[0]["pixel_spacing"], "features": None},
         html_template=(STATIC / "map_board.html").read_text(),

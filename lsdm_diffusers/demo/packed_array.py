@@ -11,7 +11,11 @@ MAX_EDGE = 1024  # pixels of a map's height or width
 def pack_array(array: np.ndarray) -> dict:
     """{"dtype", "shape", "data"} of an array, little-endian."""
     raw = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
-    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": base64.b64encode(zlib.compress(raw, 6)).decode()}
+    return {
+        "dtype": array.dtype.name,
+        "shape": list(array.shape),
+        "data": base64.b64encode(zlib.compress(raw, 6)).decode(),
+    }
 
 
 def unpack_array(packed, dtype: str) -> np.ndarray:
@@ -25,7 +29,12 @@ def unpack_array(packed, dtype: str) -> np.ndarray:
         ValueError: for anything else than such an array of at most 1024x1024 pixels; no more than those are unpacked.
     """
     shape = packed.get("shape") if isinstance(packed, dict) else None
-    if not isinstance(shape, list) or len(shape) != 2 or packed.get("dtype") != dtype or not isinstance(packed.get("data"), str):
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 2
+        or packed.get("dtype") != dtype
+        or not isinstance(packed.get("data"), str)
+    ):
         raise ValueError(f"The picture is no packed array of {dtype} with two dimensions.")
     if not all(type(size) is int and 1 <= size <= MAX_EDGE for size in shape):
         raise ValueError(f"The picture has shape {shape}, but 1 to {MAX_EDGE} pixels a side are allowed.")

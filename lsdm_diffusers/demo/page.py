@@ -4,7 +4,9 @@ import argparse
 import os
 import threading
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported: the page must work offline, and tells nobody
+os.environ.setdefault(
+    "GRADIO_ANALYTICS_ENABLED", "False"
+)  # before gradio is imported: the page must work offline, and tells nobody
 
 import gradio as gr
 import torch
@@ -42,7 +44,11 @@ CSS = """
 @media (max-width: 640px) { .page-header h1 { font-size: 20px; } .gradio-container .main { padding: 10px 14px !important; } }
 """
 THEME = gr.themes.Base(
-    primary_hue="blue", neutral_hue="slate", radius_size="md", font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"], font_mono=["monospace"]
+    primary_hue="blue",
+    neutral_hue="slate",
+    radius_size="md",
+    font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
+    font_mono=["monospace"],
 )
 
 
@@ -97,19 +103,36 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
         try:
             semantic_map, pixel_spacing, features = read_board(board)
             size = None if size == "as the map" else size
-            jobs = make_jobs(semantic_map, pixel_spacing, features, scale, sampler, steps, seed, 1 if compare else images, size, multiple)
+            jobs = make_jobs(
+                semantic_map,
+                pixel_spacing,
+                features,
+                scale,
+                sampler,
+                steps,
+                seed,
+                1 if compare else images,
+                size,
+                multiple,
+            )
             if compare:
                 if not features:
                     raise ValueError("There is no nodule to compare: click on a lung of the map to place one.")
                 if scale == 0:
-                    raise ValueError("`guidance_scale` is 0, at which benign and malignant are the same; take a larger one.")
+                    raise ValueError(
+                        "`guidance_scale` is 0, at which benign and malignant are the same; take a larger one."
+                    )
                 jobs = with_malignancy(jobs, "benign") + with_malignancy(jobs, "malignant")
             for kind, *news in sample_all(jobs, with_unguided and not compare, request.session_hash):
                 if kind == "step":
-                    yield viewer_and_buttons(True, compare, slices, dict(zip(("fraction", "text", "preview"), news, strict=True)))
+                    yield viewer_and_buttons(
+                        True, compare, slices, dict(zip(("fraction", "text", "preview"), news, strict=True))
+                    )
                 else:
                     job, hu, unguided = news
-                    slices.append(slice_value(hu, job.semantic_map, job.pixel_spacing, job.title, job.parameters(), unguided))
+                    slices.append(
+                        slice_value(hu, job.semantic_map, job.pixel_spacing, job.title, job.parameters(), unguided)
+                    )
             yield viewer_and_buttons(False, compare, slices)
         except Stopped:
             yield cancelled()
@@ -125,7 +148,9 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
         return cancelled()
 
     def failed():
-        return viewer_and_buttons(False, message="No slice was made: too many are waiting, or the server failed. Try again in a minute.")
+        return viewer_and_buttons(
+            False, message="No slice was made: too many are waiting, or the server failed. Try again in a minute."
+        )
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, FILE_LIFETIME)) as demo:
         demo.upload_file_set = Uploads()
@@ -137,26 +162,52 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
             with gr.Column(scale=7, min_width=340):
                 with gr.Row(elem_classes="actions"):
                     generate_button = gr.Button("Generate", variant="primary", min_width=120, elem_id="generate")
-                    compare_button = gr.Button("Compare benign and malignant", variant="secondary", min_width=220, elem_id="compare")
+                    compare_button = gr.Button(
+                        "Compare benign and malignant", variant="secondary", min_width=220, elem_id="compare"
+                    )
                     cancel_button = gr.Button("Cancel", variant="stop", visible=False, min_width=90, elem_id="cancel")
                 viewer = slice_viewer(elem_id="viewer")
                 with gr.Accordion("Settings", open=False):
-                    scale = gr.Slider(0, MAX_SCALE, 16, step=1, label="Guidance scale", info="0: off, 1: Bayes' rule, more exaggerates")
+                    scale = gr.Slider(
+                        0,
+                        MAX_SCALE,
+                        16,
+                        step=1,
+                        label="Guidance scale",
+                        info="0: off, 1: Bayes' rule, more exaggerates",
+                    )
                     with gr.Row():
                         steps = gr.Slider(1, 100, 20, step=1, label="Steps", info="more: finer and slower")
                         sampler = gr.Dropdown(list(SAMPLERS), label="Sampler", info="the scheduler of diffusers")
                     with gr.Row():
-                        seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="same seed, same slice", min_width=100)
-                        images = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Images", info="with the seeds that follow", min_width=100)
-                        size = gr.Dropdown(["as the map", *SIZES], label="Size", info="pixels of the longer edge", min_width=100)
-                    with_unguided = gr.Checkbox(label="Also without guidance, for the difference (takes twice as long)")
+                        seed = gr.Number(
+                            0, precision=0, minimum=0, label="Seed", info="same seed, same slice", min_width=100
+                        )
+                        images = gr.Slider(
+                            1, MAX_IMAGES, 1, step=1, label="Images", info="with the seeds that follow", min_width=100
+                        )
+                        size = gr.Dropdown(
+                            ["as the map", *SIZES], label="Size", info="pixels of the longer edge", min_width=100
+                        )
+                    with_unguided = gr.Checkbox(
+                        label="Also without guidance, for the difference (takes twice as long)"
+                    )
         settings = [board, scale, sampler, steps, seed, images, size, with_unguided]
         shown = [viewer, generate_button, compare_button, cancel_button]
-        sampling = {"concurrency_limit": 1, "concurrency_id": "sampling", "api_visibility": "private", "show_progress": "hidden"}
+        sampling = {
+            "concurrency_limit": 1,
+            "concurrency_id": "sampling",
+            "api_visibility": "private",
+            "show_progress": "hidden",
+        }
         quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         started = []
         for button, compare in ((generate_button, False), (compare_button, True)):
-            started.append(button.click(wait, None, shown, **quick).then(show_slices, [*settings, gr.State(compare)], shown, **sampling))
+            started.append(
+                button.click(wait, None, shown, **quick).then(
+                    show_slices, [*settings, gr.State(compare)], shown, **sampling
+                )
+            )
             started[-1].failure(failed, None, shown, **quick)
         cancel_button.click(cancel, None, shown, cancels=started, **quick)
         add_generate_endpoint(pipeline, sample_all, multiple, demo.upload_file_set)
@@ -193,9 +244,17 @@ def load_pipeline(pretrained_model_name_or_path: str | None = None, device: str 
 
 def main(arguments=None) -> None:
     """Run the command `lsdm-demo`; `arguments` instead of those of the command line."""
-    parser = argparse.ArgumentParser(prog="lsdm-demo", description="Serve the page that draws semantic maps and generates CT slices from them.")
-    parser.add_argument("--pretrained_model_name_or_path", help="folder or Hub id of a pipeline; default: the shipped small checkpoint")
-    parser.add_argument("--server_name", default="127.0.0.1", help="address to listen at; 0.0.0.0 for other machines too (default 127.0.0.1)")
+    parser = argparse.ArgumentParser(
+        prog="lsdm-demo", description="Serve the page that draws semantic maps and generates CT slices from them."
+    )
+    parser.add_argument(
+        "--pretrained_model_name_or_path", help="folder or Hub id of a pipeline; default: the shipped small checkpoint"
+    )
+    parser.add_argument(
+        "--server_name",
+        default="127.0.0.1",
+        help="address to listen at; 0.0.0.0 for other machines too (default 127.0.0.1)",
+    )
     parser.add_argument("--server_port", type=int, default=7860, help="port to listen at (default 7860)")
     parser.add_argument("--device", help="default: cuda where there is one, or cpu")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers (default: none)")

@@ -25,7 +25,11 @@ class RequestLimit:
             if not refused:
                 refused = True
                 text = f"The request has more than {self.max_bytes // 2**20} MiB.".encode()
-                headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode()), (b"connection", b"close")]
+                headers = [
+                    (b"content-type", b"text/plain"),
+                    (b"content-length", str(len(text)).encode()),
+                    (b"connection", b"close"),
+                ]
                 await send({"type": "http.response.start", "status": 413, "headers": headers})
                 await send({"type": "http.response.body", "body": text})
 

@@ -7,8 +7,10 @@ import uuid
 import gradio as gr
 import numpy as np
 
-from ..ct_export import WINDOWS, export_ct
-from ..semantic_map import LABEL_NAMES, PALETTE, find_nodules
+from ..hounsfield import WINDOWS
+from ..io.export import export_ct
+from ..labels import LABEL_NAMES, PALETTE
+from ..semantic_map import find_nodules
 from .map_board import STATIC, number, plain_errors
 from .packed_array import pack_array, unpack_array
 
@@ -32,7 +34,9 @@ def export_slice(request: dict) -> dict:
         return {"name": path.name, "data": base64.b64encode(path.read_bytes()).decode()}
 
 
-def slice_value(hu: np.ndarray, semantic_map: np.ndarray, pixel_spacing: float, title: str, parameters: dict, unguided=None) -> dict:
+def slice_value(
+    hu: np.ndarray, semantic_map: np.ndarray, pixel_spacing: float, title: str, parameters: dict, unguided=None
+) -> dict:
     """One slice for the viewer; `unguided` is the slice of the same noise without guidance, if it was made."""
     return {
         "id": uuid.uuid4().hex,  # by which the browser knows what it shows already
@@ -41,7 +45,10 @@ def slice_value(hu: np.ndarray, semantic_map: np.ndarray, pixel_spacing: float, 
         "map": pack_array(semantic_map),
         "unguided": None if unguided is None else pack_array(unguided),
         "pixelSpacing": pixel_spacing,
-        "nodules": [{"yx": nodule.centroid_yx, "diameter": 2 * float(np.sqrt(nodule.area / np.pi))} for nodule in find_nodules(semantic_map)],
+        "nodules": [
+            {"yx": nodule.centroid_yx, "diameter": 2 * float(np.sqrt(nodule.area / np.pi))}
+            for nodule in find_nodules(semantic_map)
+        ],
         "parameters": parameters,
     }
 

@@ -8,9 +8,9 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d_blocks import DownBlock2D, UNetMidBlock2D
 from torch import nn
 
-from ..semantic_map import HU_MAX, HU_MIN, scaled_hu
+from ..hounsfield import HU_MAX, HU_MIN, scaled_hu
+from ..nodule_features import NODULE_FEATURES
 
-NODULE_FEATURES = ("malignancy", "lobulation", "spiculation", "texture")
 OBJECTIVES = ("classification", "regression")
 STEP_WIDTH = 2 * 60 / (HU_MAX - HU_MIN)  # 60 HU, in the models' units
 
@@ -66,14 +66,22 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
             raise ValueError(f"`feature` is {feature!r}, but one of {', '.join(NODULE_FEATURES)} is needed.")
         if objective not in OBJECTIVES:
             raise ValueError(f"`objective` is {objective!r}, but one of {', '.join(OBJECTIVES)} is needed.")
-        if not block_out_channels or min(block_out_channels) < 1 or any(width % norm_num_groups for width in block_out_channels):
+        if (
+            not block_out_channels
+            or min(block_out_channels) < 1
+            or any(width % norm_num_groups for width in block_out_channels)
+        ):
             raise ValueError(
                 f"`block_out_channels` is {tuple(block_out_channels)}, but multiples of `norm_num_groups` = {norm_num_groups} are needed."
             )
         if block_out_channels[0] % 2:
-            raise ValueError(f"`block_out_channels` begins with {block_out_channels[0]}, but the time embedding needs an even width.")
+            raise ValueError(
+                f"`block_out_channels` begins with {block_out_channels[0]}, but the time embedding needs an even width."
+            )
         if block_out_channels[-1] % attention_head_dim:
-            raise ValueError(f"`attention_head_dim` is {attention_head_dim}, but a divisor of the last width {block_out_channels[-1]} is needed.")
+            raise ValueError(
+                f"`attention_head_dim` is {attention_head_dim}, but a divisor of the last width {block_out_channels[-1]} is needed."
+            )
         if layers_per_block < 1:
             raise ValueError(f"`layers_per_block` is {layers_per_block}, but at least 1 is needed.")
         if not 0 <= dropout < 1:
@@ -132,7 +140,9 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
         # a fresh regressor says 3, the middle of 1..5
         return output if self.config.objective == "classification" else 3 + 2 * output[:, 0]
 
-    def log_prob(self, image: torch.Tensor, timestep: torch.Tensor | float | int, target: torch.Tensor | float | int) -> torch.Tensor:
+    def log_prob(
+        self, image: torch.Tensor, timestep: torch.Tensor | float | int, target: torch.Tensor | float | int
+    ) -> torch.Tensor:
         """log p(target | image, t) up to a constant: minus the training loss, one value per sample (thesis, eq. 3.7).
 
         Args:

@@ -7,8 +7,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ..autoencoder_loss import PatchDiscriminator
-from ..semantic_map import NUM_LABELS, check_label_tensor, max_pool_one_hot
+from ..labels import NUM_LABELS, check_label_tensor, max_pool_one_hot
+from .patch_discriminator import PatchDiscriminator
 from .unet_spade import SpadeNorm
 
 
@@ -97,7 +97,9 @@ class SpadeGenerator(ModelMixin, ConfigMixin):
         self.latent_proj = nn.Conv2d(latent_dim, channels, 1) if latent_dim else None
         self.blocks = nn.ModuleList()
         for width in reversed(block_out_channels):
-            self.blocks.append(SpadeGeneratorBlock(channels, width, num_labels, spade_hidden_channels, norm_num_groups, norm_eps))
+            self.blocks.append(
+                SpadeGeneratorBlock(channels, width, num_labels, spade_hidden_channels, norm_num_groups, norm_eps)
+            )
             channels = width
         self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
 
@@ -123,7 +125,9 @@ class SpadeGenerator(ModelMixin, ConfigMixin):
         check_label_tensor(semantic_map, self.config.num_labels)
         batch_size, height, width = semantic_map.shape
         if height % self.scale_factor or width % self.scale_factor:
-            raise ValueError(f"`semantic_map` is {height}x{width} pixels, but height and width must be multiples of {self.scale_factor}.")
+            raise ValueError(
+                f"`semantic_map` is {height}x{width} pixels, but height and width must be multiples of {self.scale_factor}."
+            )
         coarse = (height // self.scale_factor, width // self.scale_factor)
         if self.latent_proj is None and latents is not None:
             raise ValueError(f"`latents` has shape {tuple(latents.shape)}, but `latent_dim` is 0, so None is needed.")
@@ -131,15 +135,21 @@ class SpadeGenerator(ModelMixin, ConfigMixin):
             shape = (self.config.latent_dim, *coarse)
             if latents is None or latents.shape[1:] != shape or len(latents) % batch_size or not len(latents):
                 given = "None" if latents is None else f"of shape {tuple(latents.shape)}"
-                raise ValueError(f"`latents` is {given}, but (n·{batch_size}, {', '.join(map(str, shape))}), n images of each map, is needed.")
+                raise ValueError(
+                    f"`latents` is {given}, but (n·{batch_size}, {', '.join(map(str, shape))}), n images of each map, is needed."
+                )
 
         def one_hot(level):
-            return max_pool_one_hot(semantic_map, (height >> level, width >> level), self.config.num_labels).to(self.dtype)
+            return max_pool_one_hot(semantic_map, (height >> level, width >> level), self.config.num_labels).to(
+                self.dtype
+            )
 
         level = len(self.blocks) - 1
         hidden_states = self.conv_in(one_hot(level))
         if self.latent_proj is not None:
-            hidden_states = hidden_states.repeat_interleave(len(latents) // batch_size, dim=0) + self.latent_proj(latents)
+            hidden_states = hidden_states.repeat_interleave(len(latents) // batch_size, dim=0) + self.latent_proj(
+                latents
+            )
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(block, hidden_states, one_hot(level))
@@ -168,7 +178,9 @@ class MultiscaleDiscriminator(nn.Module):
         if num_scales < 1:
             raise ValueError(f"`num_scales` is {num_scales}, but at least 1 is needed.")
         self.num_labels = num_labels
-        self.scales = nn.ModuleList([PatchDiscriminator(channels, image_channels + num_labels) for _ in range(num_scales)])
+        self.scales = nn.ModuleList(
+            [PatchDiscriminator(channels, image_channels + num_labels) for _ in range(num_scales)]
+        )
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 spectral_norm(layer)

@@ -12,7 +12,7 @@ from diffusers.models.upsampling import Upsample2D
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from ..semantic_map import NUM_LABELS, check_label_tensor, max_pool_one_hot
+from ..labels import NUM_LABELS, check_label_tensor, max_pool_one_hot
 
 SPADE_BLOCKS = {"all": ("down", "mid", "up"), "mid_up": ("mid", "up"), "up": ("up",), "none": ()}
 
@@ -45,7 +45,9 @@ class SpadeNorm(nn.Module):
 class SpadeResnetBlock2D(nn.Module):
     """ResNet block with time embedding; its two norms are SPADE where `hidden_channels` is given, plain GroupNorm otherwise."""
 
-    def __init__(self, in_channels, out_channels, time_channels, num_labels, hidden_channels, num_groups, eps, dropout):
+    def __init__(
+        self, in_channels, out_channels, time_channels, num_labels, hidden_channels, num_groups, eps, dropout
+    ):
         super().__init__()
 
         def norm(channels):
@@ -70,7 +72,10 @@ class SpadeResnetBlock2D(nn.Module):
         residual = self.shortcut(hidden_states)
         hidden_states = self.norm1(hidden_states) if modulation is None else self.norm1(hidden_states, modulation[0])
         in_place = not torch.is_grad_enabled()  # on the norms' own output
-        hidden_states = self.conv1(F.silu(hidden_states, inplace=in_place)) + self.time_proj(F.silu(time_embedding))[:, :, None, None]
+        hidden_states = (
+            self.conv1(F.silu(hidden_states, inplace=in_place))
+            + self.time_proj(F.silu(time_embedding))[:, :, None, None]
+        )
         hidden_states = self.norm2(hidden_states) if modulation is None else self.norm2(hidden_states, modulation[1])
         return self.conv2(self.dropout(F.silu(hidden_states, inplace=in_place))) + residual
 
@@ -131,7 +136,9 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
         if spade_blocks not in SPADE_BLOCKS:
             raise ValueError(f"`spade_blocks` is {spade_blocks!r}, but one of {list(SPADE_BLOCKS)} is needed.")
         if len(attention_levels) != len(block_out_channels):
-            raise ValueError(f"`attention_levels` has {len(attention_levels)} entries, but `block_out_channels` has {len(block_out_channels)}.")
+            raise ValueError(
+                f"`attention_levels` has {len(attention_levels)} entries, but `block_out_channels` has {len(block_out_channels)}."
+            )
         wrong = [width for width in block_out_channels if width % norm_num_groups or width % attention_head_dim]
         if wrong:
             raise ValueError(
@@ -146,7 +153,9 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
 
         def resnet(channels_in, channels_out, part):
             hidden = spade_hidden_channels if part in SPADE_BLOCKS[spade_blocks] else None
-            return SpadeResnetBlock2D(channels_in, channels_out, time_channels, num_labels, hidden, norm_num_groups, norm_eps, dropout)
+            return SpadeResnetBlock2D(
+                channels_in, channels_out, time_channels, num_labels, hidden, norm_num_groups, norm_eps, dropout
+            )
 
         def attention(channels):
             return Attention(
@@ -235,7 +244,9 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
         """
         factor = 2 ** (len(self.config.block_out_channels) - 1)
         if sample.shape[-2] % factor or sample.shape[-1] % factor:
-            raise ValueError(f"`sample` is {sample.shape[-2]}x{sample.shape[-1]}, but height and width must be multiples of {factor}.")
+            raise ValueError(
+                f"`sample` is {sample.shape[-2]}x{sample.shape[-1]}, but height and width must be multiples of {factor}."
+            )
         if modulation is None:
             if self.config.spade_blocks == "none":
                 modulation = ()

@@ -24,13 +24,39 @@ SCRIPT = Path(__file__).parents[2] / "training" / "evaluate.py"
 
 
 def run_seconds(folder, num_processes, args, threads):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", num_processes, SCRIPT, "--dataset_name"]
-    command += [folder / "dataset", "--pretrained_model_name_or_path", small_checkpoint(), "--feature_extractor", "efficientnet"]
-    command += ["--num_inference_steps", args.num_inference_steps, "--output_dir", folder / f"evaluated-{num_processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, threads // num_processes)), "ACCELERATE_USE_CPU": "true"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        num_processes,
+        SCRIPT,
+        "--dataset_name",
+    ]
+    command += [
+        folder / "dataset",
+        "--pretrained_model_name_or_path",
+        small_checkpoint(),
+        "--feature_extractor",
+        "efficientnet",
+    ]
+    command += [
+        "--num_inference_steps",
+        args.num_inference_steps,
+        "--output_dir",
+        folder / f"evaluated-{num_processes}",
+    ]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(max(1, threads // num_processes)),
+        "ACCELERATE_USE_CPU": "true",
+    }
     environment |= {"HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     start = time.perf_counter()
-    process = subprocess.Popen([str(part) for part in command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [str(part) for part in command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     errors = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -52,8 +78,16 @@ def main():
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        images = [Image.fromarray(generator.integers(0, 1800, labels.shape).astype(np.uint16)) for _ in range(args.num_slices)]
-        common = {"semantic_map": Image.fromarray(labels), "nodules": nodules, "patient_id": "p", "pixel_spacing_mm": 0.7}
+        images = [
+            Image.fromarray(generator.integers(0, 1800, labels.shape).astype(np.uint16))
+            for _ in range(args.num_slices)
+        ]
+        common = {
+            "semantic_map": Image.fromarray(labels),
+            "nodules": nodules,
+            "patient_id": "p",
+            "pixel_spacing_mm": 0.7,
+        }
         rows = Dataset.from_list([{"image": image, **common} for image in images])
         (folder / "dataset" / "data").mkdir(parents=True)
         for split in ("train", "validation"):
@@ -66,7 +100,9 @@ def main():
             again, _ = run_seconds(folder, number, args, threads)
             speed = speeds(folder) | speed  # features come from their cache now
             rates[number] = args.num_slices / (first - again)
-            print(f"{number} process(es): {rates[number]:.3f} slices a second of {args.num_inference_steps} steps, peak memory {memory:.2f} GiB each")
+            print(
+                f"{number} process(es): {rates[number]:.3f} slices a second of {args.num_inference_steps} steps, peak memory {memory:.2f} GiB each"
+            )
     print("metrics, images a second: " + ", ".join(f"{name} {rate:.1f}" for name, rate in speed.items()))
     print(f"two processes / one {rates[2] / rates[1]:.2f}")
 

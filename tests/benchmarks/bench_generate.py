@@ -25,7 +25,16 @@ def main():
         for name, extra in runs.items():
             with tempfile.TemporaryDirectory() as folder:
                 start = time.perf_counter()
-                command = [sys.executable, "-c", RUN, "--output", folder, "--num_inference_steps", args.num_inference_steps, *extra]
+                command = [
+                    sys.executable,
+                    "-c",
+                    RUN,
+                    "--output",
+                    folder,
+                    "--num_inference_steps",
+                    args.num_inference_steps,
+                    *extra,
+                ]
                 printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 if repeat:  # the first reads the libraries from disk
                     seconds[name].append(time.perf_counter() - start)

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 
 from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier, SpadeUNet2DModel, small_checkpoint
-from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
+from lsdm_diffusers.nodule_features import NODULE_FEATURES
 
 
 def full_size():
@@ -66,7 +66,9 @@ def measure(name, pipe, repeats, memory_format=torch.channels_last):
                 if repeat:
                     seconds[kind].append(time.perf_counter() - start)
     ratio = {kind: np.median(np.array(seconds[kind]) / np.array(seconds["step"])) for kind in ("joint", "sequential")}
-    print(f"{name}: step {np.median(seconds['step']):.3f} s; joint / step {ratio['joint']:.2f}; sequential / step {ratio['sequential']:.2f}")
+    print(
+        f"{name}: step {np.median(seconds['step']):.3f} s; joint / step {ratio['joint']:.2f}; sequential / step {ratio['sequential']:.2f}"
+    )
 
 
 def main():

