@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from lsdm_diffusers.data.dataset import blanked, decode_image
 from lsdm_diffusers.evaluation.images import (
     check_run,
-    data_of,
+    data_identity,
     make_missing,
     model_paths,
     noise_seed,
@@ -38,13 +38,13 @@ from lsdm_diffusers.evaluation.images import (
 from lsdm_diffusers.evaluation.metrics import (
     EXTRACTORS,
     feature_extractor,
-    features_of,
+    image_features,
     frechet_distance,
     kernel_distance,
     paired_metrics,
 )
 from lsdm_diffusers.evaluation.obedience import hu_by_label, hu_distances, label_dice, nodule_obedience
-from lsdm_diffusers.evaluation.windows import rated_features
+from lsdm_diffusers.evaluation.slices import read_slice
 from lsdm_diffusers.hounsfield import scaled_hu
 from lsdm_diffusers.hub.publishing import evaluation_results
 from lsdm_diffusers.io.atomic_write import write_atomically
@@ -131,8 +131,8 @@ def parse_args():
 
 def features_asked(row, arm, pipe):
     """The map's entry of `nodule_features`: for each nodule its true ratings, of the features that the arm guides."""
-    return rated_features(
-        row, [f for f in NODULE_FEATURES if arm in (f, "all") and getattr(pipe, f"{f}_classifier", None) is not None]
+    return read_slice(row, row["number"]).true_ratings(
+        [f for f in NODULE_FEATURES if arm in (f, "all") and getattr(pipe, f"{f}_classifier", None) is not None]
     )
 
 
@@ -198,8 +198,15 @@ def set_distances(real, other, extract, prefix=""):
 def generate_all(args, accelerator, rows):
     """Make every image that is not there yet; returns {(model, arm): {seed: folder}}."""
     folders = {}
-    for name, path in model_paths(args.pretrained_model_name_or_path).items():
-        pipe = open_pipeline(path, args.scheduler).to(accelerator.device)
+    try:
+        pipes = {
+            name: open_pipeline(path, args.scheduler)
+            for name, path in model_paths(args.pretrained_model_name_or_path).items()
+        }
+    except ValueError as error:
+        raise SystemExit(f"evaluate.py: {error}") from None
+    for name, pipe in pipes.items():
+        pipe = pipe.to(accelerator.device)
         sampler = (
             f"{type(pipe.scheduler).__name__}-{args.num_inference_steps}" if hasattr(pipe, "scheduler") else "one-step"
         )
@@ -260,7 +267,12 @@ def main():
     rows = [{**listing[args.split][int(i)], "number": int(i)} for i in chosen]
     if len(rows) < 2:
         raise SystemExit(f"--split {args.split} has {len(rows)} slice(s) to evaluate, but FID needs at least 2.")
-    check_run(accelerator, args.output_dir, data_of(args, splits))
+    try:
+        check_run(
+            accelerator, args.output_dir, data_identity(args.dataset_name or args.train_data_dir, splits, args.split)
+        )
+    except ValueError as error:
+        raise SystemExit(f"--output_dir: {error}") from None
     folders = generate_all(args, accelerator, rows)
     if not accelerator.is_main_process:
         return
@@ -271,7 +283,7 @@ def main():
     def extract(images):
         cache, start = args.output_dir / "features", time.perf_counter()
         known = set(cache.glob("*.npy"))
-        features = features_of(images.to(accelerator.device), extractor, cache)
+        features = image_features(images.to(accelerator.device), extractor, cache)
         what = "cached features" if known == set(cache.glob("*.npy")) else "features"
         took.setdefault(what, []).append((time.perf_counter() - start, len(images)))
         return features

@@ -27,11 +27,12 @@ from lsdm_diffusers.evaluation.control.arms import arm_figures, read_kept, read_
 from lsdm_diffusers.evaluation.control.pictures import dose_picture, ladder_picture, locality_picture, matrix_picture
 from lsdm_diffusers.evaluation.control.report import RATED, ControlReport
 from lsdm_diffusers.evaluation.control.sham import ShamGuidedPipeline
-from lsdm_diffusers.evaluation.images import check_run, data_of, weights_digest
+from lsdm_diffusers.evaluation.images import check_run, data_identity, weights_digest
 from lsdm_diffusers.evaluation.judge import NoduleJudge, describe_nodules
 from lsdm_diffusers.evaluation.measures import change_by_distance
 from lsdm_diffusers.evaluation.metrics import feature_extractor
-from lsdm_diffusers.evaluation.windows import centred_window, rated
+from lsdm_diffusers.evaluation.slices import nearest_entry
+from lsdm_diffusers.evaluation.windows import centred_window
 from lsdm_diffusers.io.atomic_write import write_atomically
 from lsdm_diffusers.nodule_crop import crop_box
 from lsdm_diffusers.nodule_features import NODULE_FEATURES
@@ -151,7 +152,7 @@ class NoduleRun:
     """One nodule of a map in its window: everything that its arms share."""
 
     def __init__(self, row, nodule, args, pipes, number):
-        entry, labels = rated(row, nodule), np.asarray(row["semantic_map"])
+        entry, labels = nearest_entry(row["nodules"], nodule.centroid_yx), np.asarray(row["semantic_map"])
         window = centred_window(labels.shape, nodule.centroid_yx, args.window)
         self.labels = np.ascontiguousarray(labels[window])
         self.nodules = find_nodules(self.labels)
@@ -214,7 +215,7 @@ def run_of(args, splits, pipes):
     """What the kept nodules were made of, for `check_run`."""
     bound = ("num_inference_steps", "window", "seed", "mixed_precision", "scales", "feature_scale", "sham_scale")
     return (
-        data_of(args, splits)
+        data_identity(args.dataset_name or args.train_data_dir, splits, args.split)
         | {name: getattr(args, name) for name in bound}
         | {"weights": weights_digest(pipes["classifier"])}
     )
@@ -308,11 +309,13 @@ def main():
         fitted_judge(args, accelerator, splits[args.split]) if accelerator.is_main_process else ()
     )  # before any nodule is made
     pipes = load_pipelines(args, accelerator.device)
-    check_run(accelerator, args.output_dir, run_of(args, splits, pipes))
-    if args.shuffled_classifier:
-        check_run(
-            accelerator, args.output_dir / "shuffled", {"shuffled classifier": weights_digest(pipes["shuffled"])}
-        )
+    try:
+        check_run(accelerator, args.output_dir, run_of(args, splits, pipes))
+        if args.shuffled_classifier:
+            digest = weights_digest(pipes["shuffled"])
+            check_run(accelerator, args.output_dir / "shuffled", {"shuffled classifier": digest})
+    except ValueError as error:
+        raise SystemExit(f"--output_dir: {error}") from None
     if not args.analyse_only:
         generate_all(args, accelerator, rows, pipes)
     if accelerator.is_main_process:

@@ -26,8 +26,8 @@ from scipy.spatial.distance import cdist
 
 from lsdm_diffusers import small_checkpoint
 from lsdm_diffusers.evaluation.bootstrap import patient_bootstrap
-from lsdm_diffusers.evaluation.images import check_run, data_of, image_folder, open_pipeline
-from lsdm_diffusers.evaluation.metrics import EXTRACTORS, feature_extractor, features_of
+from lsdm_diffusers.evaluation.images import check_run, data_identity, image_folder, open_pipeline
+from lsdm_diffusers.evaluation.metrics import EXTRACTORS, feature_extractor, image_features
 from lsdm_diffusers.evaluation.windows import nodule_windows, sample_windows
 from lsdm_diffusers.hounsfield import HU_MAX, HU_MIN, scaled_hu
 from lsdm_diffusers.io.atomic_write import write_atomically
@@ -175,7 +175,9 @@ def main():
         for some in (unseen, training)
     )
 
-    check_run(accelerator, args.output_dir, data_of(args, splits))
+    check_run(
+        accelerator, args.output_dir, data_identity(args.dataset_name or args.train_data_dir, splits, args.split)
+    )
     root = image_folder(args.output_dir, pipe, args.num_inference_steps, args.mixed_precision)
     sampling = {"batch_size": args.sample_batch_size, "num_inference_steps": args.num_inference_steps}
     guided_by = [feature for feature in args.features if getattr(pipe, f"{feature}_classifier", None) is not None]
@@ -223,7 +225,7 @@ def main():
             train_windows,
             training,
         )
-    extract = lambda images: features_of(
+    extract = lambda images: image_features(
         pixels_of(images).to(accelerator.device), extractor, args.output_dir / "features"
     ).numpy()  # noqa: E731
     distances, nearest = {}, {}

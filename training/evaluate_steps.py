@@ -25,7 +25,7 @@ from lsdm_diffusers.data.dataset import blanked, decode_image
 from lsdm_diffusers.evaluation.bootstrap import patient_bootstrap
 from lsdm_diffusers.evaluation.images import (
     check_run,
-    data_of,
+    data_identity,
     make_missing,
     noise_seed,
     open_pipeline,
@@ -33,7 +33,7 @@ from lsdm_diffusers.evaluation.images import (
     sample_hu,
     weights_digest,
 )
-from lsdm_diffusers.evaluation.metrics import EXTRACTORS, feature_extractor, features_of, frechet_distance
+from lsdm_diffusers.evaluation.metrics import EXTRACTORS, feature_extractor, image_features, frechet_distance
 from lsdm_diffusers.evaluation.obedience import hu_by_label, hu_distances, label_dice, nodule_obedience
 from lsdm_diffusers.hounsfield import scaled_hu
 from lsdm_diffusers.io.atomic_write import write_atomically
@@ -219,7 +219,9 @@ def main():
         return [{**row, "labels": np.asarray(row["semantic_map"]), "hu": decode_image(row["image"])} for row in rows]
 
     rows, others = drawn(args.split), drawn("validation" if args.split == "train" else "train")
-    check_run(accelerator, args.output_dir, data_of(args, splits))
+    check_run(
+        accelerator, args.output_dir, data_identity(args.dataset_name or args.train_data_dir, splits, args.split)
+    )
     files = make_images(args, accelerator, pipe, rows)
     if not accelerator.is_main_process:
         return
@@ -230,7 +232,7 @@ def main():
         if args.blank_background:
             slices = [blanked(hu, labels) for labels, hu in zip(maps, slices, strict=True)]
         images = torch.from_numpy(scaled_hu(np.stack(slices).astype(np.float32)))[:, None].to(accelerator.device)
-        return features_of(images, extractor, args.output_dir / "features")
+        return image_features(images, extractor, args.output_dir / "features")
 
     results = {"real slices": summary(rows, figures_of(rows, [row["hu"] for row in rows]))}
     results["real slices"] |= set_figures(

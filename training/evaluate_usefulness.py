@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from lsdm_diffusers import small_checkpoint
 from lsdm_diffusers.evaluation.bootstrap import auc_bootstrap
-from lsdm_diffusers.evaluation.images import check_run, data_of, image_folder, open_pipeline
+from lsdm_diffusers.evaluation.images import check_run, data_identity, image_folder, open_pipeline
 from lsdm_diffusers.evaluation.windows import nodule_windows, sample_windows
 from lsdm_diffusers.hounsfield import scaled_hu
 from lsdm_diffusers.io.atomic_write import part_file, write_atomically
@@ -205,7 +205,9 @@ def main():
     chosen = [
         windows[int(i)] for i in np.linspace(0, len(windows) - 1, min(args.num_synthetic, len(windows))).astype(int)
     ]
-    check_run(accelerator, args.output_dir, data_of(args, splits))
+    check_run(
+        accelerator, args.output_dir, data_identity(args.dataset_name or args.train_data_dir, splits, args.split)
+    )
     root = image_folder(args.output_dir, pipe, args.num_inference_steps, args.mixed_precision) / "train-64"
     guidance = "+".join(args.features) + f"-s{args.guidance_scale:g}"
     sampling = {

@@ -30,7 +30,7 @@ from lsdm_diffusers.data.dataset import decode_image
 from lsdm_diffusers.evaluation.gradients import image_gradient, latent_gradient, noisy_nodules
 from lsdm_diffusers.evaluation.images import (
     check_run,
-    data_of,
+    data_identity,
     image_folder,
     make_missing,
     model_paths,
@@ -39,7 +39,8 @@ from lsdm_diffusers.evaluation.images import (
     read_hu,
     sample_hu,
 )
-from lsdm_diffusers.evaluation.windows import centred_window, nodule_windows, rated_features, sample_windows
+from lsdm_diffusers.evaluation.slices import read_slice
+from lsdm_diffusers.evaluation.windows import centred_window, nodule_windows, sample_windows
 from lsdm_diffusers.hounsfield import HU_MAX, HU_MIN, scaled_hu
 from lsdm_diffusers.io.atomic_write import write_atomically
 from lsdm_diffusers.labels import PALETTE
@@ -59,8 +60,7 @@ class Setting:
         self.args, self.accelerator = args, Accelerator(mixed_precision=args.mixed_precision)
         self.pipe = open_pipeline(args.pretrained_model_name_or_path or small_checkpoint()).to(self.accelerator.device)
         self.baselines = {
-            name: open_pipeline(path).to(self.accelerator.device)
-            for name, path in model_paths(args.baselines, "--baselines").items()
+            name: open_pipeline(path).to(self.accelerator.device) for name, path in model_paths(args.baselines).items()
         }
         splits = open_splits(args)
         listing = rows_of_kind(splits[args.split], lambda kind: kind != "nodule").filter(bool, input_columns="nodules")
@@ -72,7 +72,11 @@ class Setting:
                 f"The split {args.split} has no slices, or no nodules of --min_area {args.min_area} pixels in --window {args.window}."
             )
 
-        check_run(self.accelerator, args.output_dir, data_of(args, splits))
+        check_run(
+            self.accelerator,
+            args.output_dir,
+            data_identity(args.dataset_name or args.train_data_dir, splits, args.split),
+        )
 
     def slices(self, pipe, features=()):
         """A slice (HU) of each row's map, its nodules guided by the true ratings of these features."""
@@ -88,7 +92,10 @@ class Setting:
         def make(told):
             (row,) = told
             asked = (
-                {"nodule_features": [rated_features(row, features)], "guidance_scale": args.guidance_scale}
+                {
+                    "nodule_features": [read_slice(row, row["number"]).true_ratings(features)],
+                    "guidance_scale": args.guidance_scale,
+                }
                 if features
                 else {}
             )

@@ -1,103 +1,152 @@
-"""Intervals from a bootstrap that draws whole patients, since nodules of one patient are alike."""
+"""Confidence intervals from a bootstrap that draws whole patients, because nodules of one patient are alike."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 import numpy as np
 
+CONFIDENCE = 0.95
 
-def patient_bootstrap(
-    values: np.ndarray, patients: np.ndarray, over: np.ndarray | None = None, repetitions: int = 2000, seed: int = 0
-) -> dict:
-    """Mean of `values` (N,) and its 95% interval from a bootstrap that draws whole patients (N,): nodules of one patient are alike.
 
-    With `over` (N,), the mean of `values` divided by that of `over`, both of the same draws.
+class Estimate(TypedDict):
+    """A statistic and its 95% interval [low, high]; NaN where there is none."""
+
+    mean: float
+    interval: list[float]
+
+
+def draw_patients(patients: np.ndarray, repetitions: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw as many whole patients as there are, with replacement, many times.
+
+    Args:
+        patients: (N,), the patient of each nodule.
+        repetitions: number of draws R.
+        seed: of the draws.
 
     Returns:
-        {"mean": float, "interval": [low, high]}; one patient has no interval, so NaN.
+        (N,): index of each nodule's patient, 0..P - 1; and (R, P): how often each patient is drawn.
+    """
+    names, patient_index = np.unique(patients, return_inverse=True)
+    equal_chances = np.full(len(names), 1 / len(names))
+    counts = np.random.default_rng(seed).multinomial(len(names), equal_chances, size=repetitions)
+    return patient_index, counts
+
+
+def _interval(draws: np.ndarray, num_patients: int) -> list[float]:
+    """The interval that holds 95% of the finite draws (R,); NaN for one patient, whose draws are all alike."""
+    if num_patients < 2:
+        return [np.nan, np.nan]
+    tail = (1 - CONFIDENCE) / 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # every draw may be NaN
+        return [float(bound) for bound in np.nanquantile(draws, (tail, 1 - tail))]
+
+
+def patient_bootstrap(
+    values: Sequence[float] | np.ndarray,
+    patients: Sequence[str] | np.ndarray,
+    denominator: Sequence[float] | np.ndarray | None = None,
+    repetitions: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """The mean of values, or the ratio of two means, with its interval.
+
+    Args:
+        values: (N,), one for each nodule.
+        patients: (N,), the patient of each.
+        denominator: (N,); with it, the estimate is the mean of `values` divided by the mean of `denominator`.
+        repetitions: number of bootstrap draws.
+        seed: of the draws.
+
+    Returns:
+        The estimate. One patient has no interval, so NaN.
 
     Raises:
         ValueError: for lengths that differ, or no values.
     """
     values, patients = np.asarray(values, dtype=np.float64), np.asarray(patients)
-    over = np.ones(len(values)) if over is None else np.asarray(over, dtype=np.float64)
-    if not len(values) or len(values) != len(patients) or len(values) != len(over):
+    divisor = np.ones(len(values)) if denominator is None else np.asarray(denominator, dtype=np.float64)
+    if not len(values) or len(values) != len(patients) or len(values) != len(divisor):
         raise ValueError(
-            f"`patients` has {len(patients)} entries and `values` {len(values)}, but the same number, at least 1, is needed."
+            f"`patients` has {len(patients)} entries and `values` {len(values)}, "
+            "but the same number, at least 1, is needed."
         )
-    _, of_patient = np.unique(patients, return_inverse=True)
-    sums, counts = np.bincount(of_patient, values), np.bincount(of_patient, over)
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(repetitions, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1) if len(sums) > 1 else [np.nan]
-    return {
-        "mean": float(values.sum() / over.sum()),
-        "interval": [float(bound) for bound in np.quantile(means, (0.025, 0.975))],
-    }
+    patient_index, counts = draw_patients(patients, repetitions, seed)
+    value_sums, divisor_sums = np.bincount(patient_index, values), np.bincount(patient_index, divisor)
+    draws = (counts @ value_sums) / (counts @ divisor_sums)
+    return {"mean": float(values.sum() / divisor.sum()), "interval": _interval(draws, counts.shape[1])}
 
 
 def patient_bootstrap_of(
-    statistic: Callable, patients: np.ndarray, *columns: np.ndarray, repetitions: int = 500, seed: int = 0
-) -> dict:
-    """As `patient_bootstrap`, for any statistic: a function of `columns`, (N,) each, that may be NaN for some draws.
+    statistic: Callable[..., float],
+    patients: Sequence[str] | np.ndarray,
+    *columns: Sequence[float] | np.ndarray,
+    repetitions: int = 500,
+    seed: int = 0,
+) -> Estimate:
+    """Any statistic with its interval.
 
-    Returns:
-        {"mean": the statistic of all, "interval": [low, high]}.
+    Args:
+        statistic: function of the columns, drawn anew for each repetition; it may be NaN for some draws.
+        patients: (N,), the patient of each nodule.
+        *columns: (N, ...) each, what the statistic is computed from.
+        repetitions: number of bootstrap draws.
+        seed: of the draws.
     """
-    columns = [np.asarray(column) for column in columns]
-    of_patient = [np.flatnonzero(patients == patient) for patient in np.unique(patients)]
-    generator, values = np.random.default_rng(seed), []
-    for _ in range(repetitions):
-        rows = np.concatenate([of_patient[i] for i in generator.integers(len(of_patient), size=len(of_patient))])
-        values.append(statistic(*(column[rows] for column in columns)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # NaN for every draw
-        return {
-            "mean": float(statistic(*columns)),
-            "interval": [float(bound) for bound in np.nanquantile(values, (0.025, 0.975))],
-        }
+    arrays = [np.asarray(column) for column in columns]
+    patient_index, counts = draw_patients(np.asarray(patients), repetitions, seed)
+    rows = np.arange(len(patient_index))
+    draws = []
+    for patient_counts in counts:
+        drawn = np.repeat(rows, patient_counts[patient_index])
+        draws.append(statistic(*(array[drawn] for array in arrays)))
+    return {"mean": float(statistic(*arrays)), "interval": _interval(np.array(draws), counts.shape[1])}
 
 
 def auc_bootstrap(
     scores: np.ndarray,
     positive: np.ndarray,
     patients: np.ndarray,
-    less: np.ndarray | None = None,
+    minus_scores: np.ndarray | None = None,
     repetitions: int = 2000,
     seed: int = 0,
-) -> dict:
-    """Area under the ROC curve, mean over runs, and its 95% interval from a bootstrap that draws whole patients.
+) -> Estimate:
+    """Area under the ROC curve, mean over runs, with its interval.
 
     Args:
-        scores: (R, N), of R runs (training seeds) on N nodules.
-        positive: (N,) boolean.
-        patients: (N,).
-        less: (R', N) scores of another classifier on the same nodules; then it is the difference of the two areas.
-
-    Returns:
-        {"mean": float, "interval": [low, high]}. Repetitions that draw nodules of one class only are left out.
+        scores: (R, N) or (N,), of R runs (training seeds) on N nodules.
+        positive: (N,), boolean.
+        patients: (N,), the patient of each nodule.
+        minus_scores: (R', N), scores of another classifier on the same nodules; with them, the estimate is the
+            difference of the two areas.
+        repetitions: number of bootstrap draws. Draws with nodules of one class only are left out.
+        seed: of the draws.
 
     Raises:
-        ValueError: for shapes that do not agree, or one class.
+        ValueError: for shapes that do not agree, or nodules of one class only.
     """
     scores, positive, patients = np.atleast_2d(scores), np.asarray(positive, dtype=bool), np.asarray(patients)
-    if scores.shape[1] != len(positive) or len(positive) != len(patients) or positive.all() or not positive.any():
+    shapes_agree = scores.shape[1] == len(positive) == len(patients)
+    if not shapes_agree or positive.all() or not positive.any():
         shapes = f"{scores.shape}, {positive.shape} and {patients.shape}"
         raise ValueError(
-            f"`scores`, `positive` and `patients` have the shapes {shapes}, but (R, N), (N,) and (N,) of both classes are needed."
+            f"`scores`, `positive` and `patients` have the shapes {shapes}, "
+            "but (R, N), (N,) and (N,) of both classes are needed."
         )
+    wins = _pairwise_wins(scores, positive)
+    if minus_scores is not None:
+        wins = wins - _pairwise_wins(np.atleast_2d(minus_scores), positive)
+    patient_index, counts = draw_patients(patients, repetitions, seed)
+    nodule_counts = counts[:, patient_index]
+    positive_counts, negative_counts = nodule_counts[:, positive], nodule_counts[:, ~positive]
+    pairs = positive_counts.sum(axis=1) * negative_counts.sum(axis=1)
+    summed = ((positive_counts @ wins) * negative_counts).sum(axis=1)
+    areas = summed[pairs > 0] / pairs[pairs > 0]
+    return {"mean": float(wins.mean()), "interval": _interval(areas, counts.shape[1])}
 
-    def wins(
-        some,
-    ):  # (positives, negatives): how often, over runs, the positive one has the higher score; a tie is half
-        margins = some[:, positive, None] - some[:, None, ~positive]
-        return ((margins > 0) + 0.5 * (margins == 0)).mean(axis=0)
 
-    table = wins(scores) - (0 if less is None else wins(np.atleast_2d(less)))
-    every, patient = np.unique(patients, return_inverse=True)
-    drawn = np.random.default_rng(seed).multinomial(len(every), np.full(len(every), 1 / len(every)), size=repetitions)[
-        :, patient
-    ]
-    drawn_positive, drawn_negative = drawn[:, positive], drawn[:, ~positive]
-    pairs = drawn_positive.sum(axis=1) * drawn_negative.sum(axis=1)
-    areas = ((drawn_positive @ table) * drawn_negative).sum(axis=1)[pairs > 0] / pairs[pairs > 0]
-    return {"mean": float(table.mean()), "interval": [float(bound) for bound in np.quantile(areas, (0.025, 0.975))]}
+def _pairwise_wins(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """(positives, negatives): how often, over runs, the positive nodule has the higher score; a tie counts half."""
+    margins = scores[:, positive, None] - scores[:, None, ~positive]
+    return ((margins > 0) + 0.5 * (margins == 0)).mean(axis=0)

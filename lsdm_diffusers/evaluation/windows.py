@@ -1,144 +1,183 @@
-"""Windows of slices around rated nodules: cheap to sample, and all that a figure of a nodule shows."""
+"""Windows of slices around rated nodules: they are cheap to sample, and they show all that a figure of a nodule needs."""
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from datasets import Dataset
+from diffusers import DiffusionPipeline
 
-from ..data.dataset import decode_image, row_kinds, rows_with_nodules
-from ..nodule_crop import CROP
-from ..semantic_map import find_nodules
+from ..data.dataset import rows_with_nodules
+from ..nodule_crop import CROP, square_window
+from ..semantic_map import Nodule, find_nodules
 from .images import make_missing, read_hu, sample_hu
+from .slices import EvaluationSlice, RatingEntry, read_slice, rows_of_slices
 
 
-def centred_window(shape: tuple[int, int], centre_yx: tuple[float, float], edge: int) -> tuple[slice, slice]:
-    """Slices of a window around a point, moved inside the frame."""
-    return tuple(
-        slice(start, start + edge)
-        for start in (int(min(max(c - edge / 2, 0), n - edge)) for c, n in zip(centre_yx, shape, strict=True))
-    )
+def centred_window(shape: tuple[int, ...], centre_yx: tuple[float, float], edge: int) -> tuple[slice, slice]:
+    """The square window around a point, moved inside the frame at the border, as an index of an array.
+
+    Args:
+        shape: (H, W) of the array.
+        centre_yx: row and column in pixels.
+        edge: of the window in pixels.
+
+    Raises:
+        ValueError: for an array smaller than the window.
+    """
+    height, width = shape
+    y0, x0, y1, x1 = square_window(centre_yx, (height, width), edge)
+    return slice(y0, y1), slice(x0, x1)
 
 
-def rated(row: dict, nodule) -> dict:
-    """The entry of column `nodules` whose centroid is nearest to a nodule of the row's map."""
-    return min(row["nodules"], key=lambda entry: np.hypot(*np.subtract(entry["centroid_yx"], nodule.centroid_yx)))
-
-
-def rated_features(row: dict, features: list[str]) -> list[dict[str, float]]:
-    """The entry of `nodule_features` for a row's map: every nodule's true ratings of some features, where it has them."""
-    entries = [rated(row, nodule) for nodule in find_nodules(np.asarray(row["semantic_map"]))]
-    return [{feature: entry[feature] for feature in features if entry[feature]} for entry in entries]
-
-
-@dataclass
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
 class NoduleWindow:
     """A nodule, its surroundings and its ratings.
 
     Args:
-        name: of the row and the nodule, the same in every run on a dataset.
+        name: of the row and the nodule; the same in every run on a dataset.
         hu: the real slice, (edge, edge), float32.
         semantic_map: labels, (edge, edge), uint8.
-        index: of the nodule in `find_nodules(semantic_map)`.
-        centre_yx: its centroid in the window, pixels.
-        ratings: its entry of column `nodules`.
+        nodules: those of the window's map, in the order of `find_nodules`.
+        index: of the window's own nodule among them.
+        centre_yx: centroid of the nodule in the window, in pixels, as its ratings' entry gives it.
+        ratings: the nodule's entry of column `nodules`.
         patient_id: of the nodule's patient.
-        pixel_spacing: mm.
+        pixel_spacing: edge of a pixel in mm.
     """
 
     name: str
     hu: np.ndarray
     semantic_map: np.ndarray
+    nodules: list[Nodule]
     index: int
     centre_yx: tuple[float, float]
-    ratings: dict
+    ratings: RatingEntry
     patient_id: str
     pixel_spacing: float
 
-    def features(self, features: dict | None) -> list[dict]:
-        """The entry of `nodule_features` for this map that asks for features of this nodule alone."""
-        return [
-            dict(features or {}) if index == self.index else {}
-            for index in range(len(find_nodules(self.semantic_map)))
-        ]
+    @property
+    def nodule(self) -> Nodule:
+        """The window's own nodule."""
+        return self.nodules[self.index]
+
+    def features(self, features: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+        """The entry of `nodule_features` for this map that asks for features of the window's own nodule alone."""
+        asked: list[dict[str, Any]] = [{} for _ in self.nodules]
+        asked[self.index] = dict(features or {})
+        return asked
 
     def mask(self) -> np.ndarray:
         """Where the map draws the nodule, boolean (edge, edge)."""
-        return find_nodules(self.semantic_map)[self.index].mask(self.semantic_map.shape)
+        height, width = self.semantic_map.shape
+        return self.nodule.mask((height, width))
 
     def crop(self, image: np.ndarray, edge: int = CROP) -> np.ndarray:
         """The `edge` pixels around the nodule, of an image of the window's size."""
         return image[centred_window(image.shape[:2], self.centre_yx, edge)]
 
 
-def nodule_windows(split: Dataset, edge: int) -> Iterator[NoduleWindow]:
-    """A window of `edge` pixels around every nodule of the split.
+def cut_window(
+    whole: EvaluationSlice, centre_yx: tuple[float, float], ratings: RatingEntry, edge: int, name: str
+) -> NoduleWindow | None:
+    """Cut the window around a nodule out of its slice.
 
-    Up to `CROP` pixels they are cut from the rows of kind "nodule" where a dataset has them; larger ones from its slices. Slices smaller
-    than the window, and nodules that the map does not show, are passed over.
+    Args:
+        whole: the slice.
+        centre_yx: centroid of the nodule in the slice, in pixels.
+        ratings: its entry of column `nodules`.
+        edge: of the window in pixels.
+        name: of the window.
+
+    Returns:
+        The window; None where the map shows no nodule there.
+
+    Raises:
+        ValueError: for a slice smaller than the window.
     """
-    if edge <= CROP:
-        rows = rows_with_nodules(split)
-    else:
-        listed = np.array([bool(nodules) for nodules in split["nodules"]])
-        rows = split.select(np.flatnonzero((row_kinds(split) != "nodule") & listed))
+    window = centred_window(whole.semantic_map.shape, centre_yx, edge)
+    semantic_map = np.ascontiguousarray(whole.semantic_map[window])
+    nodules = find_nodules(semantic_map)
+    if not nodules:
+        return None
+    centre = (float(centre_yx[0] - window[0].start), float(centre_yx[1] - window[1].start))
+    distances = [np.hypot(*np.subtract(nodule.centroid_yx, centre)) for nodule in nodules]
+    return NoduleWindow(
+        name=name,
+        hu=whole.hu[window],
+        semantic_map=semantic_map,
+        nodules=nodules,
+        index=int(np.argmin(distances)),
+        centre_yx=centre,
+        ratings=ratings,
+        patient_id=ratings.get("patient_id") or whole.patient_id,
+        pixel_spacing=whole.pixel_spacing,
+    )
+
+
+def nodule_windows(split: Dataset, edge: int) -> Iterator[NoduleWindow]:
+    """A window of `edge` pixels around each nodule of the split.
+
+    Windows of up to `CROP` pixels are cut from the rows of kind "nodule" where a dataset has them; larger ones, from
+    its slices. Slices smaller than the window, and nodules that the map does not show, are left out.
+    """
+    rows = rows_with_nodules(split) if edge <= CROP else rows_of_slices(split)
     for number, row in enumerate(rows):
-        labels = np.asarray(row["semantic_map"])
-        if min(labels.shape) < edge:
+        whole = read_slice(row, number)
+        if min(whole.semantic_map.shape) < edge:
             continue
-        hu = decode_image(row["image"])
-        for at, entry in enumerate(row["nodules"]):
-            window = centred_window(labels.shape, entry["centroid_yx"], edge)
-            semantic_map = np.ascontiguousarray(labels[window])
-            centre = tuple(float(c - part.start) for c, part in zip(entry["centroid_yx"], window, strict=True))
-            far = [np.hypot(*np.subtract(nodule.centroid_yx, centre)) for nodule in find_nodules(semantic_map)]
-            if far:
-                patient = entry.get("patient_id") or row["patient_id"]
-                name = f"{number}-{at}"
-                yield NoduleWindow(
-                    name,
-                    hu[window],
-                    semantic_map,
-                    int(np.argmin(far)),
-                    centre,
-                    entry,
-                    patient,
-                    row["pixel_spacing_mm"],
-                )
+        for entry_number, entry in enumerate(whole.entries):
+            window = cut_window(whole, entry["centroid_yx"], entry, edge, f"{number}-{entry_number}")
+            if window is not None:
+                yield window
+
+
+def window_file(folder: Path, window: NoduleWindow, seed: int) -> Path:
+    """The file that keeps the sample of a window, for one seed of the run."""
+    return folder / f"seed-{seed}" / f"{window.name}.png"
+
+
+def window_seed(window: NoduleWindow, seed: int) -> int:
+    """The seed of a window's noise: the run's seed and the window's name fix it, whatever the nodule is asked for."""
+    return zlib.crc32(f"{window.name} {seed}".encode())
 
 
 def sample_windows(
-    accelerator,
-    pipe,
-    windows: list[NoduleWindow],
+    accelerator: Accelerator,
+    pipe: DiffusionPipeline,
+    windows: Sequence[NoduleWindow],
     folder: Path,
-    features: Callable | None = None,
+    features: Callable[[NoduleWindow], Mapping[str, Any]] | None = None,
     seed: int = 0,
     batch_size: int = 1,
-    **sampling,
+    **call_arguments: Any,
 ) -> list[np.ndarray]:
-    """A slice of each window in HU, (edge, edge), float32: made where `folder` has none yet, and kept there.
+    """Sample a slice of each window, or read it where `folder` keeps it already.
 
     Args:
         accelerator: its processes share the work.
         pipe: a pipeline of this package.
         windows: of one edge.
-        folder: of these images; its name must tell all that `features` and `sampling` change.
-        features: window to the features that its nodule is guided by; None for no guidance.
-        seed: of the noise; with the window's name it fixes the noise, whatever else is asked for.
-        batch_size: windows that are sampled together.
-        **sampling: arguments of the pipeline's call, where it takes them.
+        folder: of these images; its name must tell everything that `features` and `call_arguments` change.
+        features: gives the features that guide a window's nodule; None for no guidance.
+        seed: of the noise, see `window_seed`.
+        batch_size: number of windows that are sampled together.
+        **call_arguments: arguments of the pipeline's call, where it takes them.
+
+    Returns:
+        A slice in HU, (edge, edge), float32, for each window.
     """
-    files = [Path(folder) / f"seed-{seed}" / f"{window.name}.png" for window in windows]
 
-    def make(told):
-        seeds = [zlib.crc32(f"{window.name} {seed}".encode()) for window in told]
-        wanted = [window.features(features(window)) for window in told] if features else None
-        return sample_hu(pipe, [window.semantic_map for window in told], seeds, nodule_features=wanted, **sampling)
+    def make_batch(batch: list[NoduleWindow]) -> np.ndarray:
+        maps = [window.semantic_map for window in batch]
+        seeds = [window_seed(window, seed) for window in batch]
+        asked = None if features is None else [window.features(features(window)) for window in batch]
+        return sample_hu(pipe, maps, seeds, nodule_features=asked, **call_arguments)
 
-    make_missing(
-        accelerator, dict(zip(files, windows, strict=True)), make, f"{Path(folder).name}, seed {seed}", batch_size
-    )
-    return [read_hu(file) for file in files]
+    jobs = {window_file(folder, window, seed): window for window in windows}
+    make_missing(accelerator, jobs, make_batch, f"{folder.name}, seed {seed}", batch_size)
+    return [read_hu(window_file(folder, window, seed)) for window in windows]

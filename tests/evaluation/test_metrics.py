@@ -87,16 +87,16 @@ def test_kernel_distance_is_the_unbiased_estimate():
 def test_features_see_structure_and_are_cached(tmp_path):
     extractor = metrics.feature_extractor("efficientnet")
     images, noise = slices(6, 64, 0), torch.rand(6, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    features = metrics.features_of(images, extractor, tmp_path)
+    features = metrics.image_features(images, extractor, tmp_path)
     assert features.shape == (6, 1280)
     calls = []
     extractor.register_forward_hook(lambda *_: calls.append(1))
-    torch.testing.assert_close(metrics.features_of(images, extractor, tmp_path), features, atol=0, rtol=0)
+    torch.testing.assert_close(metrics.image_features(images, extractor, tmp_path), features, atol=0, rtol=0)
     assert not calls
-    others = metrics.features_of(slices(6, 64, 1), extractor, tmp_path)
+    others = metrics.image_features(slices(6, 64, 1), extractor, tmp_path)
     assert calls and len(list(tmp_path.glob("*.npy"))) == 2
     assert metrics.frechet_distance(features, others) < metrics.frechet_distance(
-        features, metrics.features_of(noise, extractor)
+        features, metrics.image_features(noise, extractor)
     )
 
 
@@ -105,7 +105,7 @@ def test_an_extractor_that_cannot_be_had_says_so(monkeypatch):
         metrics.feature_extractor("vgg")
     monkeypatch.setattr(metrics, "DINOV2", "no/such-model")
     monkeypatch.setattr(metrics.Dinov2Features.__init__, "__defaults__", ("./no-such-folder",))
-    with pytest.raises(RuntimeError, match="the feature extractor 'dinov2' cannot be had"):
+    with pytest.raises(RuntimeError, match="the feature extractor 'dinov2' is not available"):
         metrics.feature_extractor("dinov2")
 
 
@@ -115,7 +115,7 @@ def test_dinov2_features_come_from_transformers(tmp_path):
     config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=14)
     Dinov2Model(config).save_pretrained(tmp_path)
     extractor = metrics.Dinov2Features(str(tmp_path))
-    features = metrics.features_of(slices(2, 64, 0), extractor)
+    features = metrics.image_features(slices(2, 64, 0), extractor)
     assert features.shape == (2, 16) and not torch.equal(features[0], features[1])
 
 
@@ -135,7 +135,7 @@ def test_patient_bootstrap_covers_the_mean():
 def test_bootstraps_of_ratios_and_other_statistics():
     generator = np.random.default_rng(0)
     patients, over = np.repeat(np.arange(20), 3), generator.uniform(1, 2, 60)
-    exact = bootstrap.patient_bootstrap(0.5 * over, patients, over=over)
+    exact = bootstrap.patient_bootstrap(0.5 * over, patients, denominator=over)
     assert exact == {"mean": pytest.approx(0.5), "interval": pytest.approx([0.5, 0.5])}
     values = generator.standard_normal(20)[patients]
     of_mean, general = (
@@ -155,7 +155,7 @@ def test_wrong_input_is_named():
     with pytest.raises(ValueError, match=r"`generated` has the shape \(1, 1, 8, 9\)"):
         metrics.paired_metrics(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 9))
     with pytest.raises(ValueError, match=r"`images` has the shape \(8, 8\)"):
-        metrics.features_of(torch.zeros(8, 8), torch.nn.Identity())
+        metrics.image_features(torch.zeros(8, 8), torch.nn.Identity())
     with pytest.raises(ValueError, match="N at least 2"):
         metrics.frechet_distance(torch.zeros(1, 3), torch.zeros(4, 3))
     with pytest.raises(ValueError, match="`patients` has 2 entries and `values` 3"):
@@ -169,7 +169,10 @@ def test_auc_is_that_of_scikit_learn_and_its_difference_pairs_the_nodules():
     area = bootstrap.auc_bootstrap(scores, positive, patients)
     assert area["mean"] == pytest.approx(np.mean([roc_auc_score(positive, some) for some in scores]))
     assert area["interval"][0] < area["mean"] < area["interval"][1]
-    assert bootstrap.auc_bootstrap(scores, positive, patients, less=scores) == {"mean": 0.0, "interval": [0.0, 0.0]}
+    assert bootstrap.auc_bootstrap(scores, positive, patients, minus_scores=scores) == {
+        "mean": 0.0,
+        "interval": [0.0, 0.0],
+    }
     with pytest.raises(ValueError, match="of both classes are needed"):
         bootstrap.auc_bootstrap(scores, positive | True, patients)
 

@@ -190,7 +190,7 @@ def test_other_weights_under_the_same_name_get_images_of_their_own(tmp_path, tra
     ("flags", "message"),
     [
         (("--split", "holdout"), "--split is holdout, but one of"),
-        (("--scheduler", "NoScheduler"), "--scheduler is NoScheduler, but a scheduler class of diffusers is needed"),
+        (("--scheduler", "NoScheduler"), "`scheduler` is NoScheduler, but a scheduler class of diffusers is needed"),
         (("--pretrained_model_name_or_path", "MODEL", "MODEL"), "twice; tell them apart by NAME=PATH"),
     ],
 )

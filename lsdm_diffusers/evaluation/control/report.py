@@ -291,7 +291,7 @@ class ControlReport:
                 gains = {by: values[there] / self.unit(f"{by} {feature}") for by, values in gains.items()}
                 row = {f"gain, {by}": patient_bootstrap(values, self.patients[there]) for by, values in gains.items()}
                 row["transfer ratio"] = patient_bootstrap(
-                    gains["judge"], self.patients[there], over=gains["classifier"]
+                    gains["judge"], self.patients[there], denominator=gains["classifier"]
                 )
                 rows[f"{feature}, s = {s:g}"] = row
         caption = f"{self.size}. Gain: asked for the most minus asked for the least of the feature, in standard deviations of the real nodules. A ratio of "
@@ -393,7 +393,7 @@ class ControlReport:
                     rows[name][f"W1 {region} [HU]"] = patient_bootstrap_of(distance, patients, of_nodule)
                     strange = of_nodule @ outside_three_deviations(reference[region])
                     rows[name][f"beyond 3σ, {region}"] = patient_bootstrap(
-                        strange, patients, over=of_nodule.sum(axis=1)
+                        strange, patients, denominator=of_nodule.sum(axis=1)
                     )
             caption = (
                 f"{int(own.sum())} nodules rated {kind} and {int((~own).sum())} of the opposite class, against {int(wanted.sum())} real nodules "

@@ -25,7 +25,7 @@ from skimage.morphology import disk
 from lsdm_diffusers import LSDMGuidedPipeline, find_nodules, small_checkpoint
 from lsdm_diffusers.data.dataset import nodule_crops
 from lsdm_diffusers.evaluation.obedience import hu_by_label, label_dice
-from lsdm_diffusers.evaluation.windows import rated
+from lsdm_diffusers.evaluation.slices import nearest_entry
 from lsdm_diffusers.labels import PALETTE, SemanticLabel
 
 
@@ -119,7 +119,7 @@ def main():
                 for kind, image in (("nodule", made), ("real_nodule", hu)):
                     contrast = float(image[mask].mean() - image[around].mean())
                     measured[f"{kind}_contrast_hu"].append(contrast)
-                    if rated(row, nodule)["texture"] >= 4:
+                    if nearest_entry(row["nodules"], nodule.centroid_yx)["texture"] >= 4:
                         measured[f"{kind.replace('nodule', 'solid_nodule')}_contrast_hu"].append(contrast)
         pictures.append((labels, hu, made))
 
