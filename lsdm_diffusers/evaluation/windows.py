@@ -46,7 +46,8 @@ class NoduleWindow:
         index: of the window's own nodule among them.
         centre_yx: centroid of the nodule in the window, in pixels, as its ratings' entry gives it.
         ratings: the nodule's entry of column `nodules`.
-        patient_id: of the nodule's patient.
+        patient_id: the nodule's patient.
+        slice_patient_id: the slice's patient; in a recipe's dataset, nodules are set into slices of other patients.
         pixel_spacing: edge of a pixel in mm.
     """
 
@@ -58,6 +59,7 @@ class NoduleWindow:
     centre_yx: tuple[float, float]
     ratings: RatingEntry
     patient_id: str
+    slice_patient_id: str
     pixel_spacing: float
 
     @property
@@ -115,6 +117,7 @@ def cut_window(
         centre_yx=centre,
         ratings=ratings,
         patient_id=ratings.get("patient_id") or whole.patient_id,
+        slice_patient_id=whole.patient_id,
         pixel_spacing=whole.pixel_spacing,
     )
 
