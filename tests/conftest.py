@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from diffusers import AutoencoderKL, DDIMScheduler
-from PIL import Image as PILImage
 
 from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier, SpadeUNet2DModel
+from lsdm_diffusers.nodule_features import NODULE_FEATURES
+
+from .tiny_dataset import write_tiny_dataset
 
 ROOT = Path(__file__).parent.parent
 TRAINING = ROOT / "training"
-RATINGS = ("malignancy", "lobulation", "spiculation", "texture")
+RATINGS = NODULE_FEATURES
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0205}
 
 
@@ -99,40 +100,8 @@ def sample(pipe, semantic_map, features=None, seed=1, **arguments):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """Slices of 96x96 pixels and nodule crops, with the columns of the small recipe's dataset."""
-    generator = np.random.default_rng(0)
-
-    def row(kind, rating):
-        size = 64 if kind == "nodule" else 96
-        labels = np.full((size, size), 4, np.uint8)
-        labels[:8] = 1
-        labels[28:36, 28:36] = 5 + 2 * (rating > 3)
-        image = np.where(labels >= 5, 900 + 20 * rating, 150) + generator.integers(0, 60, labels.shape)
-        nodule = {"patient_id": "p", "centroid_yx": [32.0, 32.0], **dict.fromkeys(RATINGS, float(rating))}
-        pictures = {"image": PILImage.fromarray(image.astype(np.uint16)), "semantic_map": PILImage.fromarray(labels)}
-        return {**pictures, "kind": kind, "patient_id": "p", "pixel_spacing_mm": 0.7, "nodules": [nodule]}
-
-    features = Features(
-        {
-            "image": Image(),
-            "semantic_map": Image(),
-            "kind": Value("string"),
-            "patient_id": Value("string"),
-            "pixel_spacing_mm": Value("float32"),
-            "nodules": List(
-                {
-                    "patient_id": Value("string"),
-                    "centroid_yx": List(Value("float32"), length=2),
-                    **dict.fromkeys(RATINGS, Value("float32")),
-                }
-            ),
-        }
-    )
-    rows = [row("nodule", rating) for rating in (1, 2, 3, 4, 5) * 2] + [row("slice", 2), row("slice_with_nodules", 5)]
-    split = Dataset.from_list(rows, features=features)
     folder = tmp_path_factory.mktemp("dataset")
-    for name, part in DatasetDict({"train": split, "validation": split}).items():
-        (folder / "data").mkdir(exist_ok=True)
-        part.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+    write_tiny_dataset(folder)
     return folder
 
 
