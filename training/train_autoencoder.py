@@ -231,7 +231,16 @@ def main():
     )
     if args.freeze_encoder and args.pretrained_vae is None:
         raise SystemExit("--freeze_encoder needs --pretrained_vae: the encoder of a fresh autoencoder knows nothing.")
-    repository = open_model_repository(args) if accelerator.is_main_process else None
+    try:
+        repository = open_model_repository(
+            args.push_to_hub and accelerator.is_main_process,
+            args.output_dir,
+            args.hub_model_id,
+            args.hub_token,
+            args.hub_private_repo,
+        )
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
@@ -411,12 +420,13 @@ def main():
         picture = f"validation-{step}.png" if (args.output_dir / f"validation-{step}.png").is_file() else None
         write_model_card(
             args.output_dir,
-            "train_autoencoder.py",
-            "Autoencoder of lung CT",
-            summary,
-            args,
-            step,
-            figures,
+            script="train_autoencoder.py",
+            title="Autoencoder of lung CT",
+            summary=summary,
+            dataset=args.dataset_name or args.train_data_dir,
+            arguments=vars(args),
+            step=step,
+            figures=figures,
             picture=picture,
         )
         if repository:

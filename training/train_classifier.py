@@ -239,7 +239,16 @@ def main():
         log_with=args.report_to,
         project_dir=args.output_dir,
     )
-    repository = open_model_repository(args) if accelerator.is_main_process else None
+    try:
+        repository = open_model_repository(
+            args.push_to_hub and accelerator.is_main_process,
+            args.output_dir,
+            args.hub_model_id,
+            args.hub_token,
+            args.hub_private_repo,
+        )
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
@@ -400,12 +409,13 @@ def main():
         flat = {f"{name} at t = {t[1:]}": value for t, of_t in figures.items() for name, value in of_t.items()}
         write_model_card(
             args.output_dir,
-            "train_classifier.py",
-            f"{args.feature.capitalize()} of lung nodules",
-            summary,
-            args,
-            step,
-            flat,
+            script="train_classifier.py",
+            title=f"{args.feature.capitalize()} of lung nodules",
+            summary=summary,
+            dataset=args.dataset_name or args.train_data_dir,
+            arguments=vars(args),
+            step=step,
+            figures=flat,
         )
         if repository:
             upload_model(repository, args.output_dir)

@@ -213,7 +213,16 @@ def main():
         raise SystemExit(
             f"--crop_size is {args.crop_size}, but a multiple of {factor}, 2^(levels - 1), of at least {smallest}, for --disc_scales, is needed."
         )
-    repository = open_model_repository(args) if accelerator.is_main_process else None
+    try:
+        repository = open_model_repository(
+            args.push_to_hub and accelerator.is_main_process,
+            args.output_dir,
+            args.hub_model_id,
+            args.hub_token,
+            args.hub_private_repo,
+        )
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
@@ -388,9 +397,17 @@ def main():
         example += f'pipe = SpadeGanPipeline.from_pretrained("{repository[1] if repository else "path or Hub id"}")\n'
         example += 'pipe("map.png").images[0].save("ct.png")'
         summary = "SPADE generator for lung CT, the GAN baseline of a latent semantic diffusion model: a slice from a semantic map."
-        text = {"example": example, "picture": "validation.png" if picture.is_file() else None}
         write_model_card(
-            folder, "train_spade_gan.py", "Lung CT from semantic maps by SPADE", summary, args, step, figures, **text
+            folder,
+            script="train_spade_gan.py",
+            title="Lung CT from semantic maps by SPADE",
+            summary=summary,
+            dataset=args.dataset_name or args.train_data_dir,
+            arguments=vars(args),
+            step=step,
+            figures=figures,
+            example=example,
+            picture="validation.png" if picture.is_file() else None,
         )
         if repository:
             upload_model(repository, folder)

@@ -354,7 +354,16 @@ def main():
         raise SystemExit(
             "--streaming goes through the rows once, to encode them; it cannot be used with --no-cache_latents."
         )
-    repository = open_model_repository(args) if accelerator.is_main_process else None
+    try:
+        repository = open_model_repository(
+            args.push_to_hub and accelerator.is_main_process,
+            args.output_dir,
+            args.hub_model_id,
+            args.hub_token,
+            args.hub_private_repo,
+        )
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
@@ -538,8 +547,18 @@ def main():
         )
         example += 'pipe("map.png").images[0].save("ct.png")'
         summary = "Latent semantic diffusion model for lung CT: a slice from a semantic map."
-        text = {"example": example, "picture": "validation.png" if picture.is_file() else None}
-        write_model_card(folder, "train_unet.py", "Lung CT from semantic maps", summary, args, step, figures, **text)
+        write_model_card(
+            folder,
+            script="train_unet.py",
+            title="Lung CT from semantic maps",
+            summary=summary,
+            dataset=args.dataset_name or args.train_data_dir,
+            arguments=vars(args),
+            step=step,
+            figures=figures,
+            example=example,
+            picture="validation.png" if picture.is_file() else None,
+        )
         if repository:
             upload_model(repository, folder)
     accelerator.end_training()

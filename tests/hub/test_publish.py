@@ -1,6 +1,5 @@
 """hub_cards/publish.py: what it would push, what it refuses, and the pushed repository loaded with and without this package."""
 
-import argparse
 import json
 import os
 import runpy
@@ -405,10 +404,17 @@ def test_the_card_of_a_run_takes_patients_and_licence_from_its_dataset(tmp_path)
     }
     write_dataset_card(folder, [], 16, licence_id="cc-by-3.0", command="x", **text)
     (folder / "splits.json").write_text(json.dumps({"train": ["a", "b"], "validation": ["c"]}))
-    args = argparse.Namespace(dataset_name=str(folder), train_data_dir=None, seed=1)
-    for dataset, filled in ((folder, True), (tmp_path / "user" / "elsewhere", False)):
-        args.dataset_name = str(dataset) if filled else "user/elsewhere"
-        write_model_card(tmp_path, "train_unet.py", "Lung CT", "A model.", args, 1, {"loss": 0.5})
+    for dataset, filled in ((str(folder), True), ("user/elsewhere", False)):
+        write_model_card(
+            tmp_path,
+            script="train_unet.py",
+            title="Lung CT",
+            summary="A model.",
+            dataset=dataset,
+            arguments={"dataset_name": dataset, "train_data_dir": None, "hub_token": "hf_secret", "seed": 1},
+            step=1,
+            figures={"loss": 0.5},
+        )
         card = ModelCard.load(tmp_path / "README.md")
         card.data.license = "cc-by-4.0"
         if filled:
