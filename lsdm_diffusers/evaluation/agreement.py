@@ -1,51 +1,71 @@
-"""How well scores agree with the readers' ratings of nodules: AUC, rank correlation, calibration, and the readers among themselves."""
+"""How well scores agree with the readers' ratings of nodules, and the readers with each other."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import rankdata
 
-from ..nodule_features import is_clear, is_malignant
+from ..nodule_features import HIGHEST_RATING, INDETERMINATE_RATING, LOWEST_RATING, is_clear, is_malignant
+
+MALIGNANT_FROM = INDETERMINATE_RATING - 0.5  # ratings from here on round to malignant, halves up
+CALIBRATION_BINS = 10
 
 
-def calibration_error(predicted: np.ndarray, observed: np.ndarray, low: float, high: float, bins: int = 10) -> float:
-    """Expected calibration error: |mean predicted - mean observed| of each of the equal bins of `predicted`, weighted by their counts."""
-    bin_of = np.clip(((predicted - low) / (high - low) * bins).astype(int), 0, bins - 1)
-    counts, differences = (
-        np.bincount(bin_of, minlength=bins),
-        np.bincount(bin_of, predicted - observed, minlength=bins),
-    )
+def calibration_error(
+    predicted: np.ndarray, observed: np.ndarray, low: float, high: float, bins: int = CALIBRATION_BINS
+) -> float:
+    """Expected calibration error: |mean predicted - mean observed| in bins of the prediction, weighted by count.
+
+    Args:
+        predicted: (N,), in low..high.
+        observed: (N,), on the same scale.
+        low: lower end of the bins.
+        high: upper end of the bins.
+        bins: number of bins of equal width.
+    """
+    bin_index = np.clip(((predicted - low) / (high - low) * bins).astype(int), 0, bins - 1)
+    counts = np.bincount(bin_index, minlength=bins)
+    differences = np.bincount(bin_index, predicted - observed, minlength=bins)
     return float(np.abs(differences).sum() / counts.sum())
 
 
 def area_under_curve(positive: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve of (N,) scores for the positive ones, (N,) boolean; NaN for one class.
+    """Area under the ROC curve, by ranks (Mann and Whitney); NaN where all nodules are of one class.
 
-    By ranks (Mann and Whitney): a bootstrap asks for it too often for scikit-learn's checks.
+    A bootstrap calls it thousands of times, for which scikit-learn's checks are too slow.
+
+    Args:
+        positive: (N,), boolean.
+        scores: (N,), higher for the positive ones.
     """
-    count, others = int(positive.sum()), int((~positive).sum())
-    return (
-        float((rankdata(scores)[positive].sum() - count * (count + 1) / 2) / (count * others))
-        if count and others
-        else math.nan
-    )
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if not positives or not negatives:
+        return math.nan
+    rank_sum = rankdata(scores)[positive].sum()
+    return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's coefficient of (N,) and (N,); NaN where either is constant or empty."""
-    ranks = rankdata(a), rankdata(b)
-    return float(np.corrcoef(*ranks)[0, 1]) if len(a) and all(map(np.ptp, ranks)) else math.nan
+    """Spearman's coefficient of two columns, (N,) each; NaN where either is constant or empty."""
+    ranks_a, ranks_b = rankdata(a), rankdata(b)
+    if not len(a) or not np.ptp(ranks_a) or not np.ptp(ranks_b):
+        return math.nan
+    return float(np.corrcoef(ranks_a, ranks_b)[0, 1])
 
 
 def rating_agreement(scores: np.ndarray, ratings: np.ndarray, objective: str) -> dict[str, float]:
-    """How well scores tell the ratings 1..5 of (N,) nodules; NaN where there is one label only.
+    """How well scores tell the ratings 1..5 of nodules; NaN where all nodules have one label.
 
     Args:
-        scores: of malignancy log-odds for the objective "classification"; for "regression", ratings.
+        scores: (N,), log-odds of malignancy for the objective "classification", ratings for "regression".
+        ratings: (N,), 1..5.
+        objective: "classification" or "regression".
 
     Returns:
-        AUC of malignant (2.5 and more) against benign, AUC of 3.5 and more against benign, accuracy; or Spearman's coefficient and mean
-        absolute error; and the calibration error of either.
+        For "classification", `auc_ge3` (malignant against benign), `auc_ge4` (without the nodules rated 3) and
+        `accuracy_ge3`; for "regression", `spearman` and `mae`, the mean absolute error. For both, the calibration
+        error `ece`: in probability, or in rating.
     """
     if objective == "classification":
         malignant, clear = is_malignant(ratings), is_clear(ratings)
@@ -59,29 +79,35 @@ def rating_agreement(scores: np.ndarray, ratings: np.ndarray, objective: str) ->
     return {
         "spearman": rank_correlation(scores, ratings),
         "mae": float(np.abs(scores - ratings).mean()),
-        "ece": calibration_error(scores, ratings, 1, 5),
+        "ece": calibration_error(scores, ratings, LOWEST_RATING, HIGHEST_RATING),
     }
 
 
-def readers_agreement(of_nodules: list[list[int]], feature: str) -> dict[str, float]:
-    """What readers of the same nodule differ by, the yardstick of any judge: each reader against the mean of the others.
+def readers_agreement(ratings_by_nodule: Sequence[Sequence[int]], feature: str) -> dict[str, float]:
+    """How far readers of the same nodule agree, each against the mean of the others: the yardstick of any judge.
 
     Args:
-        of_nodules: every reader's rating of each nodule; those with one reader are passed over.
+        ratings_by_nodule: the ratings of all readers of each nodule; nodules with one reader are left out.
+        feature: the rated feature.
+
+    Returns:
+        `rating_agreement` without the calibration error, `deviation` (mean standard deviation between readers) and
+        `nodules` (their number).
 
     Raises:
         ValueError: where no nodule has two readers.
     """
-    several = [np.array(ratings, dtype=np.float64) for ratings in of_nodules if len(ratings) > 1]
-    if not several:
-        raise ValueError("`of_nodules` has no nodule with two readers, but at least one is needed.")
-    one = np.concatenate(several)
-    others = np.concatenate([(ratings.sum() - ratings) / (len(ratings) - 1) for ratings in several])
-    # the others' mean as the score of a reader's rating: as a log-odds whose sign is that of the class
-    objective = "classification" if feature == "malignancy" else "regression"
-    figures = rating_agreement(others - 2.5 if objective == "classification" else others, one, objective)
+    shared = [np.array(ratings, dtype=np.float64) for ratings in ratings_by_nodule if len(ratings) > 1]
+    if not shared:
+        raise ValueError("`ratings_by_nodule` has no nodule with two readers, but at least one is needed.")
+    one_reader = np.concatenate(shared)
+    others = np.concatenate([(ratings.sum() - ratings) / (len(ratings) - 1) for ratings in shared])
+    if feature == "malignancy":
+        # as log-odds, the others' mean needs the sign of its class
+        figures = rating_agreement(others - MALIGNANT_FROM, one_reader, "classification")
+    else:
+        figures = rating_agreement(others, one_reader, "regression")
     figures.pop("ece")
-    return figures | {
-        "deviation": float(np.mean([ratings.std(ddof=1) for ratings in several])),
-        "nodules": len(several),
-    }
+    figures["deviation"] = float(np.mean([ratings.std(ddof=1) for ratings in shared]))
+    figures["nodules"] = len(shared)
+    return figures

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -195,7 +195,7 @@ def sample_hu(
 def make_missing(
     accelerator: Accelerator,
     jobs: Mapping[Path, Job],
-    make_batch: Callable[[list[Job]], Sequence[np.ndarray]],
+    make_batch: Callable[[list[Job]], Iterable[np.ndarray]],
     description: str,
     batch_size: int = 1,
 ) -> None:

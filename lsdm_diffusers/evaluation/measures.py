@@ -1,7 +1,6 @@
 """Measures of a nodule that no classifier's gradient was taken of: size, density, shape and margin.
 
-Here, too: how far from the nodule guidance changed a slice. The thresholds of HU and the reach around a nodule are those of
-`obedience` as well.
+Here, too: how far from the nodule guidance changed a slice. `obedience` uses the same reach around a nodule.
 """
 
 import numpy as np
@@ -10,10 +9,11 @@ from skimage.measure import label, perimeter_crofton, regionprops
 
 # Half-way from lung (-850 HU) to soft tissue (50 HU): the edge of a solid nodule stays there, however blurred it is.
 NODULE_TISSUE_HU = -400.0
-# Half-way from air (-1000 HU) to water (0 HU): what is denser is no longer lung, so that a faint nodule counts as drawn.
+# Half-way from air (-1000 HU) to water (0 HU): what is denser is no longer lung. It is lower than the edge of a solid
+# nodule, so that a faint nodule counts as drawn.
 LUNG_LIMIT_HU = -500.0
-# How far beyond the drawn outline tissue still counts to the nodule: 6 pixels of 0.7 mm. It holds a nodule that came out
-# larger than drawn, and leaves most vessels of the lung out.
+# How far beyond the drawn outline tissue still counts to the nodule: 6 pixels of 0.7 mm. This holds a nodule that
+# came out larger than drawn, and leaves most vessels of the lung out.
 REACH_MM = 4.2
 
 RING_LIMITS = (0, 2, 4, 8, 16, 32)  # upper bounds of the distance from the nodule, in pixels
@@ -89,11 +89,14 @@ def nodule_measures(hu: np.ndarray, drawn: np.ndarray, pixel_spacing: float) -> 
 
 
 def change_by_distance(change: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Mean |change| in each of the seven rings `RING_NAMES` around the drawn nodule, (7,); NaN where a ring has no pixel.
+    """Mean |change| in each of the seven rings `RING_NAMES` around the drawn nodule.
 
     Args:
         change: (H, W), guided minus unguided, in HU.
         drawn: boolean mask (H, W) of the nodule.
+
+    Returns:
+        (7,), NaN where a ring has no pixel.
     """
     ring = np.digitize(distance_transform_edt(~drawn), RING_LIMITS, right=True).ravel()
     counts = np.bincount(ring, minlength=len(RING_NAMES))

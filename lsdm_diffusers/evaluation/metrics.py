@@ -1,7 +1,7 @@
 """How close generated slices are to real ones: SSIM, MS-SSIM, PSNR and LPIPS of pairs, FID and KID of sets.
 
-Slices are tensors (N, 1, H, W) in [-1, 1], which is [-1024, 800] HU. The figures are torchmetrics'. FID and KID depend on
-the network that makes the features: its name belongs beside every figure, and no other network takes its place.
+Slices are tensors (N, 1, H, W) in [-1, 1], which is [-1024, 800] HU. torchmetrics computes the figures. FID and KID
+depend on the network that makes the features: name it beside every figure. No other network takes its place.
 """
 
 import hashlib
@@ -219,7 +219,9 @@ def paired_metrics(
 
 
 def _batch_metrics(real: torch.Tensor, generated: torch.Tensor, lpips: Callable | None) -> dict[str, torch.Tensor]:
-    metrics = {"ssim": structural_similarity(generated, real, data_range=DATA_RANGE, reduction="none")}
+    ssim = structural_similarity(generated, real, data_range=DATA_RANGE, reduction="none")
+    assert isinstance(ssim, torch.Tensor)  # it is a pair only where the full image is asked for
+    metrics = {"ssim": ssim}
     if min(real.shape[2:]) > MS_SSIM_MIN_EDGE:
         metrics["ms_ssim"] = multiscale_structural_similarity_index_measure(
             generated, real, data_range=DATA_RANGE, reduction="none"

@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..hounsfield import window_limits
 from ..labels import PALETTE
@@ -30,8 +31,8 @@ def panel_grid(rows: int, columns: int, width: float = 1.55) -> tuple[Figure, np
     Returns:
         The figure and its axes, (rows, columns).
     """
-    figure = Figure(figsize=(width * columns + 0.6, width * rows + 0.5), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    figure = Figure(figsize=(width * columns + 0.6, width * rows + 0.5), layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.ravel():
         axis.set_xticks([])

@@ -91,6 +91,6 @@ def evenly_spread(length: int, limit: int | None = None) -> list[int]:
     return [int(index) for index in np.linspace(0, length - 1, count)]
 
 
-def pixels_from_hu(images: Sequence[np.ndarray]) -> torch.Tensor:
+def pixels_from_hu(images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
     """Slices (H, W) in HU as models and metrics take them: (N, 1, H, W), float32, in [-1, 1]."""
     return torch.from_numpy(scaled_hu(np.stack(images).astype(np.float32)))[:, None]

@@ -1,4 +1,4 @@
-"""Windows of slices around rated nodules: they are cheap to sample, and they show all that a figure of a nodule needs."""
+"""Windows of slices around rated nodules: cheap to sample, with all that a figure of a nodule shows."""
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence

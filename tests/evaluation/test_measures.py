@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from lsdm_diffusers.evaluation.measures import RING_NAMES, change_by_distance, nodule_measures, seam_energy
+from lsdm_diffusers.evaluation.measures import (
+    RING_NAMES,
+    change_by_distance,
+    nodule_measures,
+    nodule_tissue,
+    seam_energy,
+)
 
 Y, X = np.mgrid[:64, :64] - 32.0
 RADIUS = np.hypot(Y, X)
@@ -48,18 +54,22 @@ def test_tissue_far_from_the_drawn_nodule_does_not_count():
     assert nodule_measures(hu, drawn, 0.7) == alone
 
 
-def test_a_nodule_that_is_not_there_has_no_shape():
+@pytest.mark.parametrize(("spacing", "reach"), [(0.5, 8), (0.7, 6), (1.0, 4)])
+def test_the_reach_is_in_millimetres(spacing, reach):
+    """4.2 mm around the nodule, whose outermost pixels are 4 pixels from its middle."""
+    tissue = nodule_tissue(np.zeros((64, 64)), RADIUS < 5, spacing)
+    assert tissue[32].sum() == tissue[:, 32].sum() == 2 * (4 + reach) + 1
+
+
+def test_a_missing_nodule_has_no_shape():
     measures = nodule_measures(np.full((64, 64), -850.0), RADIUS < 5, 0.7)
-    assert (
-        measures["area_mm2"] == 0
-        and measures["mean_hu"] == -850
-        and np.isnan([measures["circularity"], measures["margin_hu_per_mm"]]).all()
-    )
+    assert measures["area_mm2"] == 0 and measures["mean_hu"] == -850
+    assert np.isnan([measures["circularity"], measures["solidity"], measures["margin_hu_per_mm"]]).all()
     with pytest.raises(ValueError, match="`drawn` has the shape .* and 0 pixels"):
         nodule_measures(disc(5.0), RADIUS < 0, 0.7)
 
 
-def test_change_is_told_by_its_distance():
+def test_change_is_averaged_by_its_distance():
     drawn = RADIUS < 3
     distance = np.full((64, 64), 0.0)
     for ring, (low, high) in enumerate(((-1, 0), (0, 2), (2, 4), (4, 8), (8, 16), (16, 32), (32, 99))):
@@ -70,7 +80,7 @@ def test_change_is_told_by_its_distance():
     assert len(near) == len(RING_NAMES) and np.isnan(near[-1]) and np.isfinite(near[:4]).all()
 
 
-def test_a_seam_is_a_step_at_the_edge_alone():
+def test_a_seam_is_a_step_at_the_edge_only():
     box = (16, 10, 48, 42)
     pasted = np.zeros((64, 64))
     pasted[16:48, 10:42] = 5
