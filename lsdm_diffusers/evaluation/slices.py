@@ -93,4 +93,4 @@ def evenly_spread(length: int, limit: int | None = None) -> list[int]:
 
 def pixels_from_hu(images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
     """Slices (H, W) in HU as models and metrics take them: (N, 1, H, W), float32, in [-1, 1]."""
-    return torch.from_numpy(scaled_hu(np.stack(images).astype(np.float32)))[:, None]
+    return torch.from_numpy(scaled_hu(np.asarray(images, dtype=np.float32)))[:, None]
