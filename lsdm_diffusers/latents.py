@@ -1,7 +1,7 @@
 """Between images and scaled latents: the one place where the autoencoder's `scaling_factor` is applied.
 
-The U-Net sees latents that are scaled to a standard deviation of about 1. The autoencoder itself does not: it gives and
-takes latents that are 1 / `scaling_factor` times as large.
+The U-Net sees latents that are scaled to a standard deviation of about 1. Those that the autoencoder itself gives and
+takes are 1 / `scaling_factor` times as large.
 """
 
 import torch
@@ -20,7 +20,8 @@ def encode_pixels(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
     Returns:
         (B, c, H / f, W / f).
     """
-    return vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+    latents: torch.Tensor = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+    return latents
 
 
 def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
@@ -33,7 +34,8 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     Returns:
         (B, 1, f·h, f·w), around [-1, 1] and not clipped, in the autoencoder's dtype.
     """
-    return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
+    pixels: torch.Tensor = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
+    return pixels
 
 
 def encode_map(vae: AutoencoderKL, labels: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,12 @@
-"""SpadeGanPipeline: semantic map in, CT slice out, in one pass of a generator (Park et al. 2019); the baseline of the diffusion model."""
+"""SpadeGanPipeline: semantic map in, CT slice out, in one pass of a generator (Park et al. 2019); the baseline."""
+
+from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from .models.spade_gan import SpadeGenerator
-from .semantic_map_pipeline import LSDMPipelineOutput, SemanticMapPipeline
-
-OUTPUT_TYPES = ("pil", "np", "pt", "hu")
+from .semantic_map_pipeline import PIXEL_OUTPUT_TYPES, LSDMPipelineOutput, MapSources, SemanticMapPipeline
 
 
 class SpadeGanPipeline(SemanticMapPipeline):
@@ -24,60 +24,57 @@ class SpadeGanPipeline(SemanticMapPipeline):
 
     model_cpu_offload_seq = "spade_generator"
 
-    def __init__(self, spade_generator: SpadeGenerator):
+    spade_generator: SpadeGenerator
+
+    def __init__(self, spade_generator: SpadeGenerator) -> None:
         super().__init__()
         self.register_modules(spade_generator=spade_generator)
 
     @torch.no_grad()
     def __call__(
         self,
-        semantic_map,
+        semantic_map: MapSources,
         num_images_per_map: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> LSDMPipelineOutput | tuple:
+    ) -> LSDMPipelineOutput | tuple[Any, ...]:
         """Generate `num_images_per_map` slices of each map.
 
         Args:
-            semantic_map: PIL image ("L" or "P"), array, tensor or PNG path of one map (H, W), a batch (B, H, W), or a list of them;
-                integer labels 0..7, H and W multiples of the generator's `scale_factor`.
+            semantic_map: PIL image ("L" or "P"), array, tensor or PNG path of one map (H, W), a batch (B, H, W), or a
+                list of them; integer labels 0..7, H and W multiples of the generator's `scale_factor`.
             num_images_per_map: images of each map; more than one needs a `spade_generator` with `latent_dim` above 0.
-            generator: one generator, or a list with one per image, of the noise z; with `latent_dim` 0 nothing is drawn from it.
+            generator: one generator, or a list with one per image, of the noise z; with `latent_dim` 0 nothing is
+                drawn from it.
             output_type: "pil" (mode L), "np" or "pt" in [0, 1], "hu" (int16).
             return_dict: whether to return `LSDMPipelineOutput` or a tuple.
 
         Raises:
             ValueError: for a bad argument, which is named, before any work is done.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` is {output_type!r}, but one of {', '.join(OUTPUT_TYPES)} is needed.")
-        if not isinstance(num_images_per_map, int) or num_images_per_map < 1:
-            raise ValueError(
-                f"`num_images_per_map` is {num_images_per_map!r}, but a whole number of at least 1 is needed."
-            )
+        self._check_output_type(output_type, PIXEL_OUTPUT_TYPES)
+        self._check_count("num_images_per_map", num_images_per_map)
         latent_dim, factor = self.spade_generator.config.latent_dim, self.spade_generator.scale_factor
         if num_images_per_map > 1 and not latent_dim:
             raise ValueError(
-                f"`num_images_per_map` is {num_images_per_map}, but `spade_generator` has `latent_dim` 0 and makes one image of a map: 1 is needed."
+                f"`num_images_per_map` is {num_images_per_map}, but `spade_generator` has `latent_dim` 0 and makes "
+                "one image of a map: 1 is needed."
             )
         maps = self._read_maps(semantic_map, factor)
         batch_size = len(maps) * num_images_per_map
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"`generator` is a list of {len(generator)}, but the call makes {batch_size} images.")
+        self._check_generators(generator, batch_size)
 
         device = self._execution_device
-        latents = [None] * len(maps)
+        noise: list[torch.Tensor | None] = [None] * len(maps)
         if latent_dim:
             shape = (batch_size, latent_dim, maps.shape[1] // factor, maps.shape[2] // factor)
             # drawn in float32 whatever the generator's dtype is: a seed names one noise
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32).to(
-                self.spade_generator.dtype
-            )
-            latents = latents.split(num_images_per_map)
+            drawn = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            noise = list(drawn.to(self.spade_generator.dtype).split(num_images_per_map))
         labels = torch.from_numpy(maps).long().to(device)
         # map by map: an image must not depend on its neighbours, and a batch of full slices is the peak of memory
-        images = [self.spade_generator(m[None], z).float().cpu() for m, z in zip(labels, latents, strict=True)]
-        images = self._postprocess(torch.cat(images), output_type)
+        pixels = [self.spade_generator(m[None], z).float().cpu() for m, z in zip(labels, noise, strict=True)]
+        images = self._postprocess(torch.cat(pixels), output_type)
         self.maybe_free_model_hooks()
         return LSDMPipelineOutput(images=images) if return_dict else (images,)

@@ -1,7 +1,9 @@
 """What the pipelines from semantic maps to CT slices share: loading from the Hub, reading of maps, output types."""
 
-import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -10,8 +12,12 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from huggingface_hub import snapshot_download
 
-from .hounsfield import HU_MAX, HU_MIN
+from .hounsfield import grey_from_hu, hu_from_scaled
 from .semantic_map import read_semantic_map
+
+MapSource = PIL.Image.Image | np.ndarray | torch.Tensor | str | Path
+MapSources = MapSource | Sequence[MapSource]
+PIXEL_OUTPUT_TYPES = ("pil", "np", "pt", "hu")
 
 
 @dataclass
@@ -19,48 +25,54 @@ class LSDMPipelineOutput(BaseOutput):
     """Generated slices, the images of each map one after the other.
 
     Args:
-        images: list of PIL images of mode "L" ("pil"), array (N, H, W, 1) in [0, 1] ("np"), tensor (N, 1, H, W) in [0, 1] ("pt"),
-            `int16` array (N, H, W) in Hounsfield units ("hu"), or latents (N, c, H / f, W / f) ("latent"). [0, 1] spans -1024..800 HU.
+        images: list of PIL images of mode "L" ("pil"), array (N, H, W, 1) in [0, 1] ("np"), tensor (N, 1, H, W) in
+            [0, 1] ("pt"), `int16` array (N, H, W) in Hounsfield units ("hu"), or latents (N, c, H / f, W / f)
+            ("latent"). [0, 1] spans -1024..800 HU.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
 
 
 class SemanticMapPipeline(DiffusionPipeline):
-    """Base of the pipelines: it downloads no code, takes maps in every form that `read_semantic_map` takes, and names its output types."""
+    """Base of the pipelines: downloads no code, reads maps of every form, and converts pixels to every output type."""
 
     @classmethod
-    def download(cls, pretrained_model_name, **kwargs):
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
         """Fetch configs and safetensors of a Hub repository into the cache, and nothing that could be run.
 
-        The base method refuses component classes of an installed package ("... is not a module in 'diffusers/pipelines'").
+        The base method refuses component classes of an installed package ("... is not a module in
+        'diffusers/pipelines'").
+
+        Args:
+            pretrained_model_name: id of the repository on the Hub.
+            kwargs: those of `DiffusionPipeline.download`; those on code are ignored.
+
+        Returns:
+            The folder in the cache.
         """
-        hub = {
+        options: dict[str, Any] = {
             name: kwargs[name]
-            for name in ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies")
-            if kwargs.get(name) is not None and name in inspect.signature(snapshot_download).parameters
+            for name in ("cache_dir", "force_download", "local_files_only", "token", "revision")
+            if kwargs.get(name) is not None
         }
         variant = kwargs.get("variant")
-        weights = {"allow_patterns": ["*.json", f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"]}
         if variant is None:
-            weights = {"allow_patterns": ["*.json", "*.safetensors"], "ignore_patterns": ["*.*.safetensors"]}
-        return snapshot_download(pretrained_model_name, **weights, **hub)
+            options |= {"allow_patterns": ["*.json", "*.safetensors"], "ignore_patterns": ["*.*.safetensors"]}
+        else:
+            options |= {"allow_patterns": ["*.json", f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"]}
+        return str(snapshot_download(pretrained_model_name, **options))
 
     @staticmethod
-    def _read_maps(semantic_map, multiple: int) -> np.ndarray:
-        """One map, a batch or a list of maps as labels (B, H, W); H and W must be multiples of `multiple`."""
-        maps = (
-            [read_semantic_map(m) for m in semantic_map]
-            if isinstance(semantic_map, (list, tuple))
-            else [read_semantic_map(semantic_map)]
-        )
-        if not maps:
+    def _read_maps(semantic_map: MapSources, multiple: int) -> np.ndarray:
+        """Labels (B, H, W) of one map, a batch or a list of maps; H and W must be multiples of `multiple`."""
+        sources = semantic_map if isinstance(semantic_map, (list, tuple)) else [semantic_map]
+        if not sources:
             raise ValueError("`semantic_map` is an empty list, but at least one map is needed.")
-        maps = [single for m in maps for single in (m[None] if m.ndim == 2 else m)]
-        if len({m.shape for m in maps}) > 1:
-            raise ValueError(
-                f"`semantic_map` has maps of sizes {sorted({m.shape for m in maps})}, but one call takes maps of one size."
-            )
+        stacks = [read_semantic_map(source) for source in sources]
+        maps = [one_map for stack in stacks for one_map in stack.reshape(-1, *stack.shape[-2:])]
+        sizes = {one_map.shape for one_map in maps}
+        if len(sizes) > 1:
+            raise ValueError(f"`semantic_map` has maps of sizes {sorted(sizes)}, but one call takes maps of one size.")
         height, width = maps[0].shape
         if height % multiple or width % multiple:
             raise ValueError(
@@ -69,13 +81,29 @@ class SemanticMapPipeline(DiffusionPipeline):
         return np.stack(maps)
 
     @staticmethod
-    def _postprocess(pixels: torch.Tensor, output_type: str):
-        """[-1, 1] pixels (N, 1, H, W) to what `output_type` names."""
+    def _check_output_type(output_type: str, allowed: Sequence[str]) -> None:
+        if output_type not in allowed:
+            raise ValueError(f"`output_type` is {output_type!r}, but one of {', '.join(allowed)} is needed.")
+
+    @staticmethod
+    def _check_count(name: str, count: int) -> None:
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"`{name}` is {count!r}, but a whole number of at least 1 is needed.")
+
+    @staticmethod
+    def _check_generators(generator: torch.Generator | list[torch.Generator] | None, batch_size: int) -> None:
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"`generator` is a list of {len(generator)}, but the call makes {batch_size} images.")
+
+    @staticmethod
+    def _postprocess(pixels: torch.Tensor, output_type: str) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
+        """Convert pixels (N, 1, H, W) in [-1, 1], on the CPU, to what `output_type` names."""
         unit = (pixels + 1) / 2
         if output_type == "pt":
             return unit
         if output_type == "np":
             return unit.permute(0, 2, 3, 1).numpy()
+        hu = hu_from_scaled(pixels[:, 0])
         if output_type == "hu":
-            return (unit[:, 0] * (HU_MAX - HU_MIN) + HU_MIN).round().to(torch.int16).numpy()
-        return [PIL.Image.fromarray(image) for image in (unit[:, 0] * 255).round().to(torch.uint8).numpy()]
+            return hu.round().to(torch.int16).numpy()
+        return [PIL.Image.fromarray(grey) for grey in grey_from_hu(hu.numpy())]

@@ -34,7 +34,7 @@ def test_signature_is_the_published_one():
         "callback_on_step_end",
         "callback_on_step_end_tensor_inputs",
     ]
-    assert parameters["num_inference_steps"].default == 50 and parameters["guidance_order"].default == "sequential"
+    assert parameters["num_inference_steps"].default == 25 and parameters["guidance_order"].default == "sequential"
 
 
 def test_output_types_agree(pipe, semantic_map):

@@ -1,37 +1,61 @@
-"""ShamGuidedPipeline: guidance as strong and as local as the classifier's, in a direction that means nothing; the control of evaluations."""
+"""The sham of classifier guidance: as strong and as local as the classifier's, in a direction that means nothing."""
+
+from dataclasses import dataclass
 
 import torch
 
 from ...pipeline_lsdm import LSDMGuidedPipeline
 
+SEED_STRIDE = 1_000_003  # a prime above every timestep, so that no two pairs of seed and timestep share a draw
 
-class ShamGuidedPipeline(LSDMGuidedPipeline):
-    r"""
-    Like `LSDMGuidedPipeline`, but each gradient is exchanged for Gaussian noise of its norm inside its mask.
 
-    What an image gains under it, guidance gains by its strength alone. Three attributes steer it: `sham_seed` draws the directions,
-    `sham_sign` (1 or -1) turns them round, and `sham_held` keeps one direction for all steps instead of drawing one for each: noise
-    drawn anew cancels out over the steps, as a classifier's gradient does not.
+@dataclass
+class ShamGradient:
+    """Exchange each gradient of `LSDMGuidedPipeline` for Gaussian noise of its norm inside its mask.
+
+    What an image gains under it, guidance gains by its strength alone. It is a pipeline's `gradient_hook`.
+
+    Args:
+        seed: draws the directions.
+        sign: 1 or -1; -1 turns the directions round.
+        held: whether one direction is kept for all steps, instead of one drawn for each step. Noise that is drawn anew
+            cancels out over the steps, as a classifier's gradient does not.
 
     Example:
         >>> from lsdm_diffusers import LSDMGuidedPipeline, small_checkpoint
-        >>> sham = ShamGuidedPipeline(**LSDMGuidedPipeline.from_pretrained(small_checkpoint()).components)  # doctest: +SKIP
-        >>> sham("map.png", {"malignancy": "malignant"}, guidance_scale=16.0).images[0].save("sham.png")  # doctest: +SKIP
+        >>> pipe = LSDMGuidedPipeline.from_pretrained(small_checkpoint())  # doctest: +SKIP
+        >>> pipe.gradient_hook = ShamGradient(seed=1)  # doctest: +SKIP
+        >>> pipe("map.png", {"malignancy": "malignant"}, guidance_scale=16.0).images[0].save("sham.png")  # doctest: +SKIP
     """
+
+    seed: int = 0
+    sign: float = 1.0
+    held: bool = False
+
+    def __call__(self, gradient: torch.Tensor, timestep: float, mask: torch.Tensor) -> torch.Tensor:
+        """Draw a gradient whose norm over each image is that of `gradient`.
+
+        Args:
+            gradient: s·g with respect to the latents, (B, c, h, w).
+            timestep: of the step.
+            mask: (B, 1, h, w), boolean: where the nodules are guided.
+
+        Returns:
+            (B, c, h, w), zero outside the mask.
+        """
+        step_seed = 0 if self.held else 1 + int(timestep)
+        generator = torch.Generator().manual_seed(self.seed * SEED_STRIDE + step_seed)
+        draw = torch.randn(gradient.shape, generator=generator).to(gradient) * mask
+        norm, draw_norm = (tensor.flatten(1).norm(dim=1)[:, None, None, None] for tensor in (gradient, draw))
+        return self.sign * draw * norm / draw_norm.clamp(min=torch.finfo(draw.dtype).tiny)
+
+
+class ShamGuidedPipeline(LSDMGuidedPipeline):
+    """`LSDMGuidedPipeline` whose gradients are sham: `ShamGradient` with the seed, sign and held of the attributes."""
 
     sham_seed = 0
     sham_sign = 1.0
     sham_held = False
 
-    def _guidance(self, latents, timestep, next_timestep, nodules, order):
-        """s·g with g random; its norm over each image is that of the gradient which the classifiers have at these latents."""
-        gradient = super()._guidance(latents, timestep, next_timestep, nodules, order)
-        inside = torch.zeros_like(gradient)
-        for image, (y0, x0, y1, x1), mask in zip(nodules.image, nodules.box, nodules.mask, strict=True):
-            inside[image, :, y0:y1, x0:x1] += mask
-        generator = torch.Generator().manual_seed(
-            self.sham_seed * 1_000_003 + (0 if self.sham_held else 1 + int(timestep))
-        )
-        draw = torch.randn(gradient.shape, generator=generator).to(gradient) * (inside > 0)
-        norm, norm_of_draw = (some.flatten(1).norm(dim=1)[:, None, None, None] for some in (gradient, draw))
-        return self.sham_sign * draw * norm / norm_of_draw.clamp(min=torch.finfo(draw.dtype).tiny)
+    def gradient_hook(self, gradient: torch.Tensor, timestep: float, mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return ShamGradient(self.sham_seed, self.sham_sign, self.sham_held)(gradient, timestep, mask)

@@ -1,0 +1,151 @@
+"""The nodules that a call of a pipeline guides: which features each is asked for, and where it lies in the latents."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .guidance import nodule_mask
+from .nodule_crop import crop_box
+from .nodule_features import NODULE_FEATURES, feature_target
+from .semantic_map import find_nodules
+
+Features = Mapping[str, str | float]
+NoduleFeatures = Features | Sequence[Features | Sequence[Features | None] | None]
+
+
+@dataclass
+class NoduleBatch:
+    """The guided nodules of a call, one entry each, with all that no step of sampling changes about them.
+
+    Args:
+        images: index of each nodule's image in the batch of latents.
+        boxes: window of each nodule's crop in the latents, (y0, x0, y1, x1), half-open, all of one size.
+        masks: (N, 1, edge, edge), boolean: where in its crop each nodule is guided.
+        rows: {feature: (M,) indices of the nodules that are guided in it}; only features that a nodule is asked for.
+        targets: {feature: (M,) what its classifier is asked for}.
+    """
+
+    images: list[int]
+    boxes: list[tuple[int, int, int, int]]
+    masks: torch.Tensor
+    rows: dict[str, torch.Tensor]
+    targets: dict[str, torch.Tensor]
+
+    def crops(self, latents: torch.Tensor) -> torch.Tensor:
+        """Cut the nodules' crops (N, c, edge, edge) out of latents (B, c, h, w)."""
+        windows = zip(self.images, self.boxes, strict=True)
+        return torch.stack([latents[image, :, y0:y1, x0:x1] for image, (y0, x0, y1, x1) in windows])
+
+    def paste(self, crops: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """Add crops (N, c, edge, edge) to zeros of `shape` (B, c, h, w), each where `crops` cuts it out."""
+        latents = torch.zeros(tuple(shape), dtype=crops.dtype, device=crops.device)
+        for image, (y0, x0, y1, x1), crop in zip(self.images, self.boxes, crops, strict=True):
+            latents[image, :, y0:y1, x0:x1] += crop
+        return latents
+
+
+def _check_features(features: object, index: int, guidable: Collection[str]) -> None:
+    if not isinstance(features, Mapping):
+        raise ValueError(
+            f"`nodule_features[{index}]` contains a {type(features).__name__}, but a dict for each nodule is needed."
+        )
+    for feature, value in features.items():
+        feature_target(feature, value)
+        if feature not in guidable:
+            raise ValueError(f"`nodule_features` asks for {feature}, but the pipeline has no `{feature}_classifier`.")
+
+
+def features_by_nodule(
+    nodule_features: NoduleFeatures, nodule_counts: Sequence[int], guidable: Collection[str]
+) -> list[list[Features]]:
+    """The features that each nodule of each map is asked for; empty where a nodule is not guided.
+
+    Args:
+        nodule_features: a dict for every nodule of every map, or a list with one entry per map, each a dict or a list
+            of dicts, one per nodule.
+        nodule_counts: number of nodules of each map.
+        guidable: features that the pipeline has a classifier for.
+
+    Raises:
+        ValueError: for lists of another length, other types, and features or values that cannot be asked for.
+    """
+    if isinstance(nodule_features, Mapping):
+        _check_features(nodule_features, 0, guidable)
+        return [[nodule_features] * count for count in nodule_counts]
+    if not isinstance(nodule_features, (list, tuple)):
+        raise ValueError(
+            f"`nodule_features` is a {type(nodule_features).__name__}, but None, a dict or a list with one entry per "
+            "map is needed."
+        )
+    if len(nodule_features) != len(nodule_counts):
+        raise ValueError(
+            f"`nodule_features` has {len(nodule_features)} entries, but one for each of the {len(nodule_counts)} maps "
+            "is needed."
+        )
+    features_by_map = []
+    for index, (entry, count) in enumerate(zip(nodule_features, nodule_counts, strict=True)):
+        entries = [entry] * count if entry is None or isinstance(entry, Mapping) else list(entry)
+        if len(entries) != count:
+            raise ValueError(
+                f"`nodule_features[{index}]` has {len(entries)} entries, but the map has {count} nodules."
+            )
+        features_by_map.append([features or {} for features in entries])
+        for features in features_by_map[-1]:
+            _check_features(features, index, guidable)
+    return features_by_map
+
+
+def guided_nodules(
+    maps: np.ndarray,
+    nodule_features: NoduleFeatures,
+    guidable: Collection[str],
+    images_per_map: int,
+    factor: int,
+    device: torch.device,
+) -> NoduleBatch | None:
+    """Collect the guided nodules of all images, map by map.
+
+    Args:
+        maps: labels (B, H, W).
+        nodule_features: as in `features_by_nodule`; the nodules of a map are in the order of `find_nodules`.
+        guidable: features that the pipeline has a classifier for.
+        images_per_map: images of each map, which follow one another in the batch of latents.
+        factor: down-sampling f of the autoencoder.
+        device: where the tensors are made.
+
+    Returns:
+        The nodules; None where none is guided.
+
+    Raises:
+        ValueError: as `features_by_nodule`, or for a map with guided nodules smaller than the classifiers' crop.
+    """
+    nodules_by_map = [find_nodules(one_map) for one_map in maps]
+    features_by_map = features_by_nodule(nodule_features, [len(nodules) for nodules in nodules_by_map], guidable)
+    size = (maps.shape[1], maps.shape[2])
+    latent_size = (size[0] // factor, size[1] // factor)
+    images: list[int] = []
+    boxes: list[tuple[int, int, int, int]] = []
+    masks: list[torch.Tensor] = []
+    asked: list[Features] = []
+    for map_index, (nodules, features_of_map) in enumerate(zip(nodules_by_map, features_by_map, strict=True)):
+        for nodule, features in zip(nodules, features_of_map, strict=True):
+            if not features:
+                continue
+            y0, x0, y1, x1 = crop_box(nodule.centroid_yx, latent_size, factor)
+            mask = nodule_mask(torch.from_numpy(nodule.mask(size)), latent_size)[None, y0:y1, x0:x1]
+            images += range(map_index * images_per_map, (map_index + 1) * images_per_map)
+            boxes += [(y0, x0, y1, x1)] * images_per_map
+            masks += [mask] * images_per_map
+            asked += [features] * images_per_map
+    if not images:
+        return None
+    rows, targets = {}, {}
+    for feature in NODULE_FEATURES:
+        asking = [row for row, features in enumerate(asked) if feature in features]
+        if asking:
+            rows[feature] = torch.tensor(asking, device=device)
+            values = [feature_target(feature, asked[row][feature]) for row in asking]
+            targets[feature] = torch.tensor(values, device=device)
+    return NoduleBatch(images, boxes, torch.stack(masks).to(device), rows, targets)
