@@ -1,18 +1,20 @@
 """The square window around a nodule that the classifiers see, in pixels and in latents: the one definition."""
 
+from collections.abc import Sequence
+
 CROP = 64  # edge in pixels of what the classifiers see; thesis, section 3.4.1
 
 
 def square_window(
-    centre_yx: tuple[float, float], size: tuple[int, int], edge: int, factor: int = 1
+    centre_yx: Sequence[float], size: Sequence[int], edge: int, factor: int = 1
 ) -> tuple[int, int, int, int]:
-    """A square window centred at a point as well as whole pixels allow, moved inside the frame at the border.
+    """The square window whose centre is nearest to a point; at the border it is moved inside the frame.
 
     Args:
         centre_yx: row and column in pixels of the image; whole numbers are the centres of pixels.
         size: height and width of the frame, in pixels, or in latents of `factor` pixels.
-        edge: of the window, in the units of `size`.
-        factor: pixels of one latent; 1 for a window in pixels.
+        edge: height and width of the window, in the units of `size`.
+        factor: pixels along the edge of one latent; 1 for a window in pixels.
 
     Returns:
         (y0, x0, y1, x1), half-open, in the units of `size`.
@@ -23,28 +25,38 @@ def square_window(
     >>> square_window((100, 2), (512, 512), edge=64)
     (69, 0, 133, 64)
     """
-    if min(size) < edge:
-        raise ValueError(f"`size` is {tuple(size)}, but a frame of at least {edge}x{edge} is needed.")
-    # Pixel centre p lies at latent coordinate (p + 0.5) / factor. Rounding half up keeps Python's round-to-even out.
-    start_y, start_x = (int((c + 0.5) / factor - edge / 2 + 0.5) for c in centre_yx)
-    y = min(max(start_y, 0), size[0] - edge)
-    x = min(max(start_x, 0), size[1] - edge)
+    height, width = size
+    if min(height, width) < edge:
+        raise ValueError(f"`size` is {height}x{width}, but a frame of at least {edge}x{edge} is needed.")
+
+    def start(centre: float, limit: int) -> int:
+        # The centre of pixel p lies at latent coordinate (p + 0.5) / factor.
+        first = (centre + 0.5) / factor - edge / 2
+        # `int(... + 0.5)` rounds halves up. `round` would send them to the nearest even number.
+        return min(max(int(first + 0.5), 0), limit - edge)
+
+    y, x = start(centre_yx[0], height), start(centre_yx[1], width)
     return y, x, y + edge, x + edge
 
 
-def crop_box(centroid_yx: tuple[float, float], latent_size: tuple[int, int], factor: int) -> tuple[int, int, int, int]:
+def crop_box(centroid_yx: Sequence[float], latent_size: Sequence[int], factor: int) -> tuple[int, int, int, int]:
     """The window of 64x64 pixels around a nodule, in latents: (y0, x0, y1, x1), half-open.
 
     Args:
-        centroid_yx: centroid of the nodule in pixels.
+        centroid_yx: row and column of the nodule's centroid, in pixels.
         latent_size: height and width of the latents.
         factor: down-sampling f of the autoencoder; 1 gives the window in pixels.
 
     Raises:
-        ValueError: for a map smaller than 64x64 pixels.
+        ValueError: for latents that cover less than 64x64 pixels.
+
+    >>> crop_box((100, 2), (128, 128), factor=4)
+    (17, 0, 33, 16)
     """
-    if min(latent_size) < CROP // factor:
+    height, width = latent_size
+    if min(height, width) < CROP // factor:
         raise ValueError(
-            f"`semantic_map` is smaller than the {CROP}x{CROP} pixels around a nodule that the classifiers see."
+            f"`semantic_map` is {height * factor}x{width * factor} pixels, but at least the {CROP}x{CROP} pixels "
+            "around a nodule that the classifiers see are needed."
         )
     return square_window(centroid_yx, latent_size, CROP // factor, factor)

@@ -1,6 +1,7 @@
 """Semantic maps of axial chest CT: reading, checking, saving as an image, and finding the nodules of a map.
 
-The labels themselves are in `labels`, maps made from HU in `segmentation`; both can be imported from here, too.
+Labels are defined in `labels`, and maps are made from HU in `segmentation`. What users need of both can be imported
+from here, too.
 """
 
 from dataclasses import dataclass, field
@@ -9,8 +10,17 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
+from numpy.typing import NDArray
 
-from .labels import LABEL_NAMES, NUM_LABELS, PALETTE, SemanticLabel, check_label_tensor, check_labels, max_pool_one_hot
+from .labels import (
+    LABEL_NAMES,
+    NUM_LABELS,
+    PALETTE,
+    SemanticLabel,
+    check_label_array,
+    check_label_tensor,
+    max_pool_one_hot,
+)
 from .segmentation import body_mask, lung_mask, paint_nodules, semantic_map_from_hu
 
 __all__ = [
@@ -31,17 +41,23 @@ __all__ = [
 ]
 
 
-def read_semantic_map(source) -> np.ndarray:
+def read_semantic_map(source: PIL.Image.Image | np.ndarray | torch.Tensor | str | Path) -> NDArray[np.uint8]:
     """Read one semantic map, or a stack of them, and check its labels.
 
     Args:
-        source: a PIL image of mode "L" or "P", an integer array or tensor of shape (H, W) or (B, H, W), or the path of a PNG file.
+        source: a PIL image of mode "L" or "P", an integer array or tensor of shape (H, W) or (B, H, W), or the path of
+            a PNG file.
 
     Returns:
-        `uint8` array of labels 0..7, of the shape of `source`.
+        Labels 0..7, of the shape of `source`; always a copy.
 
     Raises:
-        ValueError: for another mode, dtype or number of dimensions, or a value outside 0..7, which is named.
+        ValueError: for another type, image mode, dtype or number of dimensions, or a value outside 0..7, which is
+            named.
+
+    >>> read_semantic_map(np.array([[0, 4], [4, 7]]))
+    array([[0, 4],
+           [4, 7]], dtype=uint8)
     """
     if isinstance(source, (str, Path)):
         with PIL.Image.open(source) as image:
@@ -50,25 +66,39 @@ def read_semantic_map(source) -> np.ndarray:
     if isinstance(source, PIL.Image.Image):
         if source.mode not in ("L", "P"):
             raise ValueError(
-                f'`semantic_map` is an image of mode "{source.mode}", but mode "L" or "P" with the label as pixel value is needed.'
+                f'`semantic_map` is an image of mode "{source.mode}", but mode "L" or "P" with the label as pixel '
+                "value is needed."
             )
         labels = np.asarray(source)
     elif isinstance(source, torch.Tensor):
-        labels = source.detach().cpu()
-        labels = (labels.float() if labels.dtype == torch.bfloat16 else labels).numpy()
+        tensor = source.detach().cpu()
+        # NumPy has no bfloat16; as float32 the map is refused by its dtype like other floating-point maps.
+        labels = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     elif isinstance(source, np.ndarray):
         labels = source
     else:
         raise ValueError(
-            f"`semantic_map` is a {type(source).__name__}, but a PIL image, an array, a tensor or the path of a PNG is needed."
+            f"`semantic_map` is a {type(source).__name__}, but a PIL image, an array, a tensor or the path of a PNG "
+            "is needed."
         )
     if labels.ndim not in (2, 3) or 0 in labels.shape:
         raise ValueError(f"`semantic_map` has shape {tuple(labels.shape)}, but (H, W) or (B, H, W) is needed.")
-    return check_labels(labels).astype(np.uint8)
+    check_label_array(labels)
+    return labels.astype(np.uint8)
 
 
 def semantic_map_image(semantic_map: np.ndarray) -> PIL.Image.Image:
-    """The map (H, W) as a palette image (mode "P"): seen in colours, while each pixel value stays the label."""
+    """Show a map as a palette image: a viewer shows colours, and each pixel value stays the label.
+
+    Args:
+        semantic_map: integer labels 0..7, (H, W).
+
+    Returns:
+        Image of mode "P".
+
+    Raises:
+        ValueError: for more than one map, or what `read_semantic_map` refuses.
+    """
     labels = read_semantic_map(semantic_map)
     if labels.ndim != 2:
         raise ValueError(f"`semantic_map` has shape {labels.shape}, but one map (H, W) is needed for an image.")
@@ -79,26 +109,42 @@ def semantic_map_image(semantic_map: np.ndarray) -> PIL.Image.Image:
 
 @dataclass(frozen=True)
 class Nodule:
-    """One nodule of a semantic map; pixels, origin at the top left."""
+    """One nodule of a semantic map.
+
+    Args:
+        label: one of the three nodule labels.
+        centroid_yx: mean row and column of its pixels.
+        box_yxyx: rows `box_yxyx[0]` up to `box_yxyx[2]` and columns `box_yxyx[1]` up to `box_yxyx[3]`, half-open.
+        area: number of its pixels.
+        box_mask: which pixels of the box belong to it, boolean, of the shape of the box.
+    """
 
     label: SemanticLabel
     centroid_yx: tuple[float, float]
-    box_yxyx: tuple[int, int, int, int]  # half-open: rows box[0]:box[2], columns box[1]:box[3]
+    box_yxyx: tuple[int, int, int, int]
     area: int
-    box_mask: np.ndarray = field(compare=False, repr=False)  # boolean, of the shape of the box: its own pixels there
+    box_mask: NDArray[np.bool_] = field(compare=False, repr=False)
 
-    def mask(self, shape: tuple[int, int]) -> np.ndarray:
-        """Its pixels in the whole map (H, W)."""
-        whole = np.zeros(shape, dtype=bool)
+    def mask(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
+        """The boolean mask of its pixels in a map of that shape (H, W)."""
+        mask = np.zeros(shape, dtype=bool)
         y0, x0, y1, x1 = self.box_yxyx
-        whole[y0:y1, x0:x1] = self.box_mask
-        return whole
+        mask[y0:y1, x0:x1] = self.box_mask
+        return mask
 
 
-def find_nodules(semantic_map) -> list[Nodule]:
-    """The nodules of one map: connected components (8 neighbours) of equal label 5..7, in raster order of their first pixel.
+def find_nodules(semantic_map: PIL.Image.Image | np.ndarray | torch.Tensor | str | Path) -> list[Nodule]:
+    """The nodules of one map: connected components (8 neighbours) of equal label 5..7, in raster order.
 
-    >>> import numpy as np
+    Args:
+        semantic_map: one map (H, W), in any form that `read_semantic_map` takes.
+
+    Returns:
+        The nodules in the order in which their first pixels come, row by row.
+
+    Raises:
+        ValueError: for a stack of maps, or what `read_semantic_map` refuses.
+
     >>> labels = np.full((64, 64), 4, dtype=np.uint8)
     >>> labels[10:14, 20:26] = 7
     >>> find_nodules(labels)[0].area
@@ -110,13 +156,17 @@ def find_nodules(semantic_map) -> list[Nodule]:
     if labels.ndim != 2:
         raise ValueError(f"`semantic_map` has shape {labels.shape}, but `find_nodules` takes one map (H, W).")
     components = label(np.where(labels >= SemanticLabel.NODULE_BENIGN, labels, 0), background=0, connectivity=2)
-    return [
-        Nodule(
-            SemanticLabel(int(labels[tuple(region.coords[0])])),
-            tuple(float(c) for c in region.centroid),
-            tuple(int(b) for b in region.bbox),
-            int(region.area),
-            region.image,
+    nodules = []
+    for region in regionprops(components):
+        centre_y, centre_x = region.centroid
+        y0, x0, y1, x1 = region.bbox
+        nodules.append(
+            Nodule(
+                label=SemanticLabel(int(labels[tuple(region.coords[0])])),
+                centroid_yx=(float(centre_y), float(centre_x)),
+                box_yxyx=(int(y0), int(x0), int(y1), int(x1)),
+                area=int(region.area),
+                box_mask=region.image,
+            )
         )
-        for region in regionprops(components)
-    ]
+    return nodules

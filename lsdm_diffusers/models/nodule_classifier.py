@@ -8,35 +8,41 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d_blocks import DownBlock2D, UNetMidBlock2D
 from torch import nn
 
-from ..hounsfield import HU_MAX, HU_MIN, scaled_hu
-from ..nodule_features import NODULE_FEATURES
+from ..hounsfield import HU_RANGE, scaled_hu
+from ..nodule_features import BENIGN_CLASS, HIGHEST_RATING, LOWEST_RATING, MALIGNANT_CLASS, NODULE_FEATURES
 
 OBJECTIVES = ("classification", "regression")
-STEP_WIDTH = 2 * 60 / (HU_MAX - HU_MIN)  # 60 HU, in the models' units
+MIDDLE_RATING = (LOWEST_RATING + HIGHEST_RATING) / 2
+HALF_RATING_RANGE = (HIGHEST_RATING - LOWEST_RATING) / 2
+# Width of the smooth steps at `hu_thresholds`: above image noise, small beside the 900 HU from lung to soft tissue.
+STEP_WIDTH_HU = 60
+STEP_WIDTH = STEP_WIDTH_HU * 2 / HU_RANGE  # the same in the models' units
 
 
 class NoduleClassifier(ModelMixin, ConfigMixin):
     r"""
-    The encoder half and middle block of the U-Net without SPADE, with pooling and a linear head (thesis, Fig. 3.3).
+    Encoder half and middle block of the U-Net without SPADE, with pooling and a linear head (thesis, Fig. 3.3).
 
-    It judges a crop as the sampler sees it, D(noisy latent crop) at noise level t, so that its gradient guides every step.
+    It judges a crop as the sampler sees it, D(noisy latent crop) at noise level t, so that its gradient guides every
+    step.
 
     Args:
         feature: the rating it judges: "malignancy", "lobulation", "spiculation" or "texture".
         objective: "classification" (two classes, cross-entropy) or "regression" (the rating 1..5, squared error).
         in_channels: channels of the image.
-        sample_size: edge of the crops in pixels it is meant for.
-        block_out_channels: width of each level, multiples of `norm_num_groups`; the last one, a multiple of `attention_head_dim`, is not
-            followed by down-sampling: four levels take 64x64 pixels to 8x8.
-        layers_per_block: ResNet blocks of a level.
+        sample_size: edge in pixels of the crops it is meant for.
+        block_out_channels: width of each level, multiples of `norm_num_groups`; the last one is a multiple of
+            `attention_head_dim`. Each level but the last one ends with down-sampling: four levels take 64x64 pixels to
+            8x8.
+        layers_per_block: ResNet blocks of a level, at least 1.
         norm_num_groups: groups of the group norms.
         attention_head_dim: channels of a head of the middle block's self-attention.
         dropout: dropout probability inside the ResNet blocks, 0 <= dropout < 1.
-        hu_thresholds: Hounsfield units; besides the image the network sees, for each of these, a smooth step (60 HU wide) from below
-            to above it. Group norms forget how dense a thing is; the steps tell ground glass from solid.
+        hu_thresholds: Hounsfield units. For each of them the network sees, beside the image, a smooth step of 60 HU
+            from below to above it. Group norms forget absolute density; the steps tell ground glass from solid.
 
     Raises:
-        ValueError: for an unknown `feature` or `objective`, or widths that groups and heads do not divide.
+        ValueError: for an unknown `feature` or `objective`, or sizes outside the ranges above.
 
     Example:
         >>> import torch
@@ -66,21 +72,21 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
             raise ValueError(f"`feature` is {feature!r}, but one of {', '.join(NODULE_FEATURES)} is needed.")
         if objective not in OBJECTIVES:
             raise ValueError(f"`objective` is {objective!r}, but one of {', '.join(OBJECTIVES)} is needed.")
-        if (
-            not block_out_channels
-            or min(block_out_channels) < 1
-            or any(width % norm_num_groups for width in block_out_channels)
-        ):
+        uneven = [width for width in block_out_channels if width < 1 or width % norm_num_groups]
+        if uneven or not block_out_channels:
             raise ValueError(
-                f"`block_out_channels` is {tuple(block_out_channels)}, but multiples of `norm_num_groups` = {norm_num_groups} are needed."
+                f"`block_out_channels` is {tuple(block_out_channels)}, "
+                f"but multiples of `norm_num_groups` = {norm_num_groups} are needed."
             )
         if block_out_channels[0] % 2:
             raise ValueError(
-                f"`block_out_channels` begins with {block_out_channels[0]}, but the time embedding needs an even width."
+                f"`block_out_channels` begins with {block_out_channels[0]}, "
+                "but the time embedding needs an even width."
             )
         if block_out_channels[-1] % attention_head_dim:
             raise ValueError(
-                f"`attention_head_dim` is {attention_head_dim}, but a divisor of the last width {block_out_channels[-1]} is needed."
+                f"`attention_head_dim` is {attention_head_dim}, "
+                f"but a divisor of the last width {block_out_channels[-1]} is needed."
             )
         if layers_per_block < 1:
             raise ValueError(f"`layers_per_block` is {layers_per_block}, but at least 1 is needed.")
@@ -121,8 +127,8 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
         """Judge noisy crops.
 
         Args:
-            sample: (B, in_channels, 64, 64), D of noisy latents, around [-1, 1]: -1 is -1024 HU, 1 is 800 HU.
-            timestep: a number, or (B,): the training timestep, 0..999, whose noise the latents carry.
+            sample: D of noisy latents, (B, in_channels, 64, 64), around [-1, 1]: -1 is -1024 HU, 1 is 800 HU.
+            timestep: the training timestep whose noise the latents carry, 0..999; a number, or (B,).
 
         Returns:
             Logits (B, 2) of benign and malignant, or ratings (B,), about 1..5 and not clipped.
@@ -136,33 +142,47 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
         for block in self.down_blocks:
             hidden_states, _ = block(hidden_states, embedding)
         hidden_states = self.mid_block(hidden_states, embedding)
-        output = self.head(F.silu(self.norm_out(hidden_states)).mean(dim=(2, 3)))
-        # a fresh regressor says 3, the middle of 1..5
-        return output if self.config.objective == "classification" else 3 + 2 * output[:, 0]
+        output: torch.Tensor = self.head(F.silu(self.norm_out(hidden_states)).mean(dim=(2, 3)))
+        if self.config.objective == "classification":
+            return output
+        return MIDDLE_RATING + HALF_RATING_RANGE * output[:, 0]  # a new regressor says 3
 
     def log_prob(
-        self, image: torch.Tensor, timestep: torch.Tensor | float | int, target: torch.Tensor | float | int
+        self,
+        image: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        target: torch.Tensor | float | int,
+        check_target: bool = True,
     ) -> torch.Tensor:
         """log p(target | image, t) up to a constant: minus the training loss, one value per sample (thesis, eq. 3.7).
 
         Args:
-            image: (B, in_channels, 64, 64), D of noisy latents, as in `forward`.
+            image: D of noisy latents, (B, in_channels, 64, 64), as in `forward`.
             timestep: a number, or (B,), as in `forward`.
             target: class 0 (benign) or 1 (malignant), or the rating 1..5; a number, or (B,).
+            check_target: whether to check the range of the targets. The check waits for the device; guidance checks
+                the targets once, before its loop.
 
         Returns:
-            (B,): minus the cross-entropy, or minus the squared error.
+            Minus the cross-entropy, or minus the squared error, (B,).
 
         Raises:
             ValueError: for a target outside its range.
         """
         target = torch.as_tensor(target, device=image.device).expand(len(image))
-        classes = self.config.objective == "classification"
-        wrong = target[(target != 0) & (target != 1)] if classes else target[~((target >= 1) & (target <= 5))]
-        if len(wrong):
-            allowed = "the class 0 or 1" if classes else "a rating 1..5"
-            raise ValueError(f"`target` contains {wrong[0].item()}, but {allowed} is needed.")
+        if check_target:
+            self._check_target(target)
         output = self(image, timestep).float()
-        if classes:
+        if self.config.objective == "classification":
             return -F.cross_entropy(output, target.long(), reduction="none")
-        return -((output - target.float()) ** 2)
+        squared_error: torch.Tensor = (output - target.float()) ** 2
+        return -squared_error
+
+    def _check_target(self, target: torch.Tensor) -> None:
+        if self.config.objective == "classification":
+            right, allowed = (target == BENIGN_CLASS) | (target == MALIGNANT_CLASS), "the class 0 or 1"
+        else:
+            right, allowed = (target >= LOWEST_RATING) & (target <= HIGHEST_RATING), "a rating 1..5"
+        wrong = target[~right]
+        if len(wrong):
+            raise ValueError(f"`target` contains {wrong[0].item()}, but {allowed} is needed.")

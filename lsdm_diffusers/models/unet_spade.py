@@ -1,5 +1,7 @@
 """U-Net whose normalisation layers are modulated by a semantic map (SPADE; thesis, section 3.3; Park et al. 2019)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -16,9 +18,20 @@ from ..labels import NUM_LABELS, check_label_tensor, max_pool_one_hot
 
 SPADE_BLOCKS = {"all": ("down", "mid", "up"), "mid_up": ("mid", "up"), "up": ("up",), "none": ()}
 
+NormModulation = tuple[torch.Tensor, torch.Tensor]  # 1 + γ and β of one SPADE layer, each (B, channels, h, w)
+BlockModulation = tuple[NormModulation, NormModulation]  # of the two norms of a ResNet block
+
 
 class SpadeNorm(nn.Module):
-    """GroupNorm(h) · (1 + γ(m̃)) + β(m̃); γ and β from conv3x3 - SiLU - conv3x3 of the one-hot map, both in one convolution."""
+    """GroupNorm(h) · (1 + γ(m̃)) + β(m̃), where conv3x3 - SiLU - conv3x3 of the one-hot map make γ and β.
+
+    Args:
+        channels: channels of h.
+        num_labels: channels of the one-hot map.
+        hidden_channels: channels between the two convolutions.
+        num_groups: groups of the group norm.
+        eps: epsilon of the group norm.
+    """
 
     def __init__(self, channels: int, num_labels: int, hidden_channels: int, num_groups: int, eps: float):
         super().__init__()
@@ -26,31 +39,51 @@ class SpadeNorm(nn.Module):
         self.map_conv = nn.Conv2d(num_labels, hidden_channels, 3, padding=1)
         self.gamma_beta_conv = nn.Conv2d(hidden_channels, 2 * channels, 3, padding=1)
 
-    def modulation(self, one_hot: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(1 + γ, β), each (B, channels, h, w), of the one-hot map (B, num_labels, h, w)."""
+    def modulation(self, one_hot: torch.Tensor) -> NormModulation:
+        """1 + γ and β, each (B, channels, h, w), of the one-hot map (B, num_labels, h, w)."""
         gamma, beta = self.gamma_beta_conv(F.silu(self.map_conv(one_hot))).chunk(2, dim=1)
         return (1 + gamma).contiguous(), beta.contiguous()
 
-    def forward(self, hidden_states: torch.Tensor, modulation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, modulation: NormModulation) -> torch.Tensor:
         scale, shift = modulation
         hidden_states = self.norm(hidden_states)
         if len(scale) == len(hidden_states):
-            # while sampling, into the memory of the norm's own output: a new tensor costs more than the arithmetic
-            return torch.addcmul(shift, hidden_states, scale, out=None if torch.is_grad_enabled() else hidden_states)
-        # several images of each map: broadcast, do not copy
+            # Sampling writes into the memory of the norm's own output: a new tensor costs more than the arithmetic.
+            out = None if torch.is_grad_enabled() else hidden_states
+            return torch.addcmul(shift, hidden_states, scale, out=out)
+        # Each map has several consecutive images: broadcast its modulation over them instead of copying it.
         per_map = hidden_states.unflatten(0, (len(scale), -1))
         return torch.addcmul(shift[:, None], per_map, scale[:, None]).flatten(0, 1)
 
 
 class SpadeResnetBlock2D(nn.Module):
-    """ResNet block with time embedding; its two norms are SPADE where `hidden_channels` is given, plain GroupNorm otherwise."""
+    """ResNet block with time embedding, whose two norms are SPADE or plain group norms.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        time_channels: channels of the time embedding.
+        num_labels: labels k of the semantic map.
+        hidden_channels: channels between SPADE's two convolutions; None for plain group norms.
+        num_groups: groups of the norms.
+        eps: epsilon of the norms.
+        dropout: dropout probability before the second convolution.
+    """
 
     def __init__(
-        self, in_channels, out_channels, time_channels, num_labels, hidden_channels, num_groups, eps, dropout
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_channels: int,
+        num_labels: int,
+        hidden_channels: int | None,
+        num_groups: int,
+        eps: float,
+        dropout: float,
     ):
         super().__init__()
 
-        def norm(channels):
+        def norm(channels: int) -> Any:  # as `nn.Module`, it would have no method `modulation`
             if hidden_channels is None:
                 return nn.GroupNorm(num_groups, channels, eps=eps)
             return SpadeNorm(channels, num_labels, hidden_channels, num_groups, eps)
@@ -64,47 +97,66 @@ class SpadeResnetBlock2D(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def modulation(self, one_hot: torch.Tensor):
-        """What `forward` takes as `modulation`, for the one-hot map at this block's resolution."""
+    def modulation(self, one_hot: torch.Tensor) -> BlockModulation:
+        """What `forward` takes as `modulation`, from the one-hot map (B, num_labels, h, w) at this resolution."""
         return self.norm1.modulation(one_hot), self.norm2.modulation(one_hot)
 
-    def forward(self, hidden_states, time_embedding, modulation=None):
-        residual = self.shortcut(hidden_states)
+    def forward(
+        self, hidden_states: torch.Tensor, time_embedding: torch.Tensor, modulation: BlockModulation | None = None
+    ) -> torch.Tensor:
+        """Apply the block.
+
+        Args:
+            hidden_states: (B, in_channels, h, w).
+            time_embedding: (B, time_channels).
+            modulation: from the method of that name; None where the norms are plain.
+
+        Returns:
+            (B, out_channels, h, w).
+        """
+        in_place = not torch.is_grad_enabled()  # SiLU then overwrites the norms' own output
+        residual: torch.Tensor = self.shortcut(hidden_states)
         hidden_states = self.norm1(hidden_states) if modulation is None else self.norm1(hidden_states, modulation[0])
-        in_place = not torch.is_grad_enabled()  # on the norms' own output
-        hidden_states = (
-            self.conv1(F.silu(hidden_states, inplace=in_place))
-            + self.time_proj(F.silu(time_embedding))[:, :, None, None]
-        )
+        hidden_states = self.conv1(F.silu(hidden_states, inplace=in_place))
+        hidden_states = hidden_states + self.time_proj(F.silu(time_embedding))[:, :, None, None]
         hidden_states = self.norm2(hidden_states) if modulation is None else self.norm2(hidden_states, modulation[1])
-        return self.conv2(self.dropout(F.silu(hidden_states, inplace=in_place))) + residual
+        hidden_states = self.conv2(self.dropout(F.silu(hidden_states, inplace=in_place)))
+        return hidden_states + residual
 
 
 class SpadeUNet2DModel(ModelMixin, ConfigMixin):
     r"""
-    U-Net that predicts the noise (or v, or the sample) of latents, guided by a semantic map through SPADE (thesis, Fig. 3.2).
+    U-Net that predicts the noise (or v, or the sample) of latents and sees a semantic map by SPADE (thesis, Fig. 3.2).
 
-    The modulation depends on the map alone: `compute_modulation` makes it once per map, and `forward(..., modulation=)` reuses it at
-    every step of sampling. Without `modulation`, `forward` computes it by that very method, as in training.
+    The modulation depends on the map alone. For sampling, `compute_modulation` makes it once per map, and
+    `forward(..., modulation=)` reuses it at every step. For training, `forward` computes it from `semantic_map`.
 
     Args:
-        sample_size: latent height and width it is meant for; information only, any multiple of `2 ** (levels - 1)` works.
+        sample_size: latent height and width it is meant for; information only, as any multiple of
+            `2 ** (levels - 1)` works.
         in_channels: channels of the input: noisy latents and the encoded map, 2c.
         out_channels: latent channels c.
         num_labels: labels k of the semantic map.
         block_out_channels: width of each level.
-        layers_per_block: ResNet blocks of a level on the way down; one more on the way up.
-        attention_levels: for each level, whether its ResNet blocks are followed by self-attention. The middle block always has it.
-        attention_head_dim: channels of an attention head.
-        norm_num_groups: groups of the group norms; must divide every width and every sum of widths that a skip connection makes.
+        layers_per_block: ResNet blocks of a level on the way down; the way up has one more.
+        attention_levels: for each level, whether self-attention follows its ResNet blocks. The middle block always
+            has it.
+        attention_head_dim: channels of an attention head, a divisor of every width.
+        norm_num_groups: groups of the group norms, a divisor of every width.
         norm_eps: epsilon of the group norms.
         dropout: dropout probability inside the ResNet blocks.
-        spade_blocks: where ResNet blocks are SPADE: "all", "mid_up", "up", or "none" (the LDM baseline: concatenation only).
+        spade_blocks: which ResNet blocks are SPADE: "all", "mid_up", "up", or "none" (the LDM baseline, which sees the
+            map in its input only).
         spade_hidden_channels: channels between the two convolutions that make γ and β.
+
+    Raises:
+        ValueError: for an unknown `spade_blocks`, another number of `attention_levels` than of widths, or widths that
+            groups and heads do not divide.
 
     Example:
         >>> import torch
-        >>> unet = SpadeUNet2DModel(block_out_channels=(16, 32), attention_levels=(False, False), norm_num_groups=8, attention_head_dim=8)
+        >>> widths = {"block_out_channels": (16, 32), "norm_num_groups": 8, "attention_head_dim": 8}
+        >>> unet = SpadeUNet2DModel(attention_levels=(False, False), **widths)
         >>> labels = torch.zeros(1, 64, 64, dtype=torch.long)
         >>> unet(torch.randn(1, 6, 16, 16), 10, semantic_map=labels).sample.shape
         torch.Size([1, 3, 16, 16])
@@ -137,13 +189,14 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
             raise ValueError(f"`spade_blocks` is {spade_blocks!r}, but one of {list(SPADE_BLOCKS)} is needed.")
         if len(attention_levels) != len(block_out_channels):
             raise ValueError(
-                f"`attention_levels` has {len(attention_levels)} entries, but `block_out_channels` has {len(block_out_channels)}."
+                f"`attention_levels` has {len(attention_levels)} entries, "
+                f"but `block_out_channels` has {len(block_out_channels)}."
             )
         wrong = [width for width in block_out_channels if width % norm_num_groups or width % attention_head_dim]
         if wrong:
             raise ValueError(
-                f"`block_out_channels` contains {wrong[0]}, but each width must be a multiple of `norm_num_groups` ({norm_num_groups}) "
-                f"and `attention_head_dim` ({attention_head_dim})."
+                f"`block_out_channels` contains {wrong[0]}, but each width must be a multiple of `norm_num_groups` "
+                f"({norm_num_groups}) and `attention_head_dim` ({attention_head_dim})."
             )
         self.gradient_checkpointing = False
         time_channels = 4 * block_out_channels[0]
@@ -151,14 +204,14 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
         self.time_embedding = TimestepEmbedding(block_out_channels[0], time_channels)
         self.conv_in = nn.Conv2d(in_channels, block_out_channels[0], 3, padding=1)
 
-        def resnet(channels_in, channels_out, part):
+        def resnet(channels_in: int, channels_out: int, part: str) -> SpadeResnetBlock2D:
             hidden = spade_hidden_channels if part in SPADE_BLOCKS[spade_blocks] else None
             return SpadeResnetBlock2D(
                 channels_in, channels_out, time_channels, num_labels, hidden, norm_num_groups, norm_eps, dropout
             )
 
-        def attention(channels):
-            return Attention(
+        def attention(channels: int) -> nn.Module:
+            block: nn.Module = Attention(
                 channels,
                 heads=channels // attention_head_dim,
                 dim_head=attention_head_dim,
@@ -167,6 +220,7 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
                 residual_connection=True,
                 bias=True,
             )
+            return block
 
         levels = list(zip(block_out_channels, attention_levels, strict=True))
         self.down_resnets, self.down_attentions, self.downsamplers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -195,8 +249,8 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels, eps=norm_eps)
         self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
 
-    def _modulated_blocks(self):
-        """(block, level) of every SPADE ResNet block, in the order of `forward`."""
+    def _modulated_blocks(self) -> list[tuple[Any, int]]:
+        """Each SPADE ResNet block with its level, in the order of `forward`."""
         levels, layers = len(self.config.block_out_channels), self.config.layers_per_block
         blocks = [(block, index // layers) for index, block in enumerate(self.down_resnets)]
         blocks += [(block, levels - 1) for block in self.mid_resnets]
@@ -204,23 +258,29 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
         return [(block, level) for block, level in blocks if block.is_spade]
 
     @apply_forward_hook
-    def compute_modulation(self, semantic_map: torch.Tensor, sample_size: int | tuple[int, int]) -> tuple:
-        """γ and β of every SPADE layer for these maps; they depend on neither t nor z_t, so one call serves a whole sampling run.
+    def compute_modulation(
+        self, semantic_map: torch.Tensor, sample_size: int | tuple[int, int]
+    ) -> tuple[BlockModulation, ...]:
+        """γ and β of every SPADE layer for these maps.
+
+        They depend on neither t nor z_t, so one call serves all steps of a sampling run.
 
         Args:
             semantic_map: integer labels 0..num_labels-1, (B, H, W), at image or latent resolution.
-            sample_size: height and width of the latents; each divides that of the map.
+            sample_size: height and width of the latents, or both as one number; each divides that of the map.
 
         Returns:
-            What `forward` takes as `modulation`. It holds about `4 * channels * h * w` values a SPADE block; drop it when done.
+            What `forward` takes as `modulation`. It holds about `4 * channels * h * w` values for each SPADE block, so
+            free it after the run.
 
         Raises:
             ValueError: for labels outside the range, a floating dtype, or sizes that do not fit.
         """
-        size = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
-        check_label_tensor(semantic_map, self.config.num_labels)
-        pyramid = [
-            max_pool_one_hot(semantic_map, (size[0] >> level, size[1] >> level), self.config.num_labels).to(self.dtype)
+        height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+        num_labels = self.config.num_labels
+        check_label_tensor(semantic_map, num_labels)
+        pyramid = [  # m̃ at the resolution of each level
+            max_pool_one_hot(semantic_map, (height >> level, width >> level), num_labels).to(self.dtype)
             for level in range(len(self.config.block_out_channels))
         ]
         return tuple(block.modulation(pyramid[level]) for block, level in self._modulated_blocks())
@@ -230,22 +290,30 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
         sample: torch.Tensor,
         timestep: torch.Tensor | float | int,
         semantic_map: torch.Tensor | None = None,
-        modulation: tuple | None = None,
+        modulation: tuple[BlockModulation, ...] | None = None,
         return_dict: bool = True,
-    ) -> UNet2DOutput | tuple:
-        """Predict from noisy latents.
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        """Predict the noise (or v, or the sample) of noisy latents.
 
         Args:
-            sample: (B, in_channels, h, w): noisy latents and the encoded map, h and w multiples of `2 ** (levels - 1)`.
-            timestep: a number, or (B,).
-            semantic_map: integer labels (B, H, W), or (B / n, H, W) if every map has n consecutive images.
+            sample: noisy latents and the encoded map, (B, in_channels, h, w); h and w are multiples of
+                `2 ** (levels - 1)`.
+            timestep: training timestep, a number, or (B,).
+            semantic_map: integer labels (B, H, W), or (B / n, H, W) where each map has n consecutive images.
             modulation: from `compute_modulation`, instead of `semantic_map`.
             return_dict: whether to return `UNet2DOutput` or a tuple.
+
+        Returns:
+            `UNet2DOutput` with `sample` (B, out_channels, h, w), or a tuple of that tensor.
+
+        Raises:
+            ValueError: for a height or width that is no such multiple, or where SPADE has neither map nor modulation.
         """
         factor = 2 ** (len(self.config.block_out_channels) - 1)
         if sample.shape[-2] % factor or sample.shape[-1] % factor:
             raise ValueError(
-                f"`sample` is {sample.shape[-2]}x{sample.shape[-1]}, but height and width must be multiples of {factor}."
+                f"`sample` is {sample.shape[-2]}x{sample.shape[-1]}, "
+                f"but height and width must be multiples of {factor}."
             )
         if modulation is None:
             if self.config.spade_blocks == "none":
@@ -262,11 +330,13 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
 
         modulations = iter(modulation)
 
-        def run(block, hidden_states):
+        def run(block: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
             block_modulation = next(modulations) if block.is_spade else None
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                return self._gradient_checkpointing_func(block, hidden_states, embedding, block_modulation)
-            return block(hidden_states, embedding, block_modulation)
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, embedding, block_modulation)
+            else:
+                hidden_states = block(hidden_states, embedding, block_modulation)
+            return hidden_states
 
         layers = self.config.layers_per_block
         hidden_states = self.conv_in(sample)

@@ -28,7 +28,7 @@ def test_perceptual_loss_that_cannot_be_had(monkeypatch):
     with pytest.raises(ValueError, match="'vgg', but one of lpips, efficientnet, none"):
         perceptual_distance("vgg")
     monkeypatch.setitem(__import__("sys").modules, "lpips", None)
-    with pytest.raises(RuntimeError, match="'lpips' cannot be had"):
+    with pytest.raises(RuntimeError, match="'lpips' cannot be loaded"):
         perceptual_distance("lpips")
     assert perceptual_distance("none") is None
 
