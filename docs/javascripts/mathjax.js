@@ -1,0 +1,5 @@
+// The Markdown extension arithmatex marks equations as \( ... \) and \[ ... \].
+window.MathJax = {
+  tex: { inlineMath: [["\\(", "\\)"]], displayMath: [["\\[", "\\]"]] },
+  options: { ignoreHtmlClass: ".*|", processHtmlClass: "arithmatex" },
+};
