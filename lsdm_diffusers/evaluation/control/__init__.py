@@ -1,0 +1,1 @@
+"""Does guidance steer nodules? Its arms, what is measured of each, the tables and the pictures."""

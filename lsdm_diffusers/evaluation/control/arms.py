@@ -78,10 +78,12 @@ class Arm:
     @property
     def name(self) -> str:
         """The arm in the name of a folder: "unguided", "guided-malignant-s4", "held-sham-benign-s16"."""
-        if self.feature is None or self.pole is None:
-            return self.label.replace(" ", "-")
-        words = f"{self.kind.value} {_pole_words(self.feature, self.pole)} s{self.scale:g}"
-        return words.replace(" ", "-")
+        words = [self.kind.value]
+        if self.feature is not None and self.pole is not None:
+            words.append(_pole_words(self.feature, self.pole))
+        if self.feature is not None:
+            words.append(f"s{self.scale:g}")
+        return "-".join(words).replace(" ", "-")
 
 
 REAL = Arm(ArmKind.REAL)
@@ -89,7 +91,7 @@ UNGUIDED = Arm(ArmKind.UNGUIDED)
 
 
 def feature_value(feature: str, pole: Pole) -> str | int:
-    """What `nodule_features` asks for at an end of a feature's scale: "benign" or "malignant", or the rating 1 or 5."""
+    """What `nodule_features` asks for at an end of a scale: "benign" or "malignant"; 1 or 5 of the other features."""
     if feature == "malignancy":
         return "malignant" if pole is Pole.HIGH else "benign"
     return HIGHEST_RATING if pole is Pole.HIGH else LOWEST_RATING

@@ -1,141 +1,185 @@
-"""The pictures of `training/evaluate_control.py`: dose-response, who sees what, how far guidance reaches, and the ladder of scales."""
+"""The pictures of the report. All of them can be read at the width of a page, which is about 900 pixels."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...labels import PALETTE
-from ...nodule_crop import CROP
 from ...nodule_features import NODULE_FEATURES
 from ..measures import RING_NAMES
-from .report import POLES, ControlReport
+from ..panels import panel_grid, show_hu, show_map
+from ..slices import evenly_spread
+from .arms import RATED_FEATURES, REAL, SHAM_KINDS, UNGUIDED, Arm, ArmKind, Pole, guided, low_and_high
+from .judge_tables import judge_correlations, rating_correlations
+from .response_tables import FEWEST_SCALES
+from .results import ControlResults
 
-COLOURS = ("tab:blue", "tab:red")
+PAGE = 9.0  # inches across a picture
+DOTS_PER_INCH = 110
+FONT_SIZE = 8.5  # points: 12 pixels where the picture is 900 pixels wide
+COLOURS = {Pole.LOW: "tab:blue", Pole.HIGH: "tab:red"}
+LADDER_STEPS = 3  # scales that the ladder shows on either side of the unguided image
 
 
-def dose_picture(report: ControlReport) -> Figure:
-    """Area, density, judge and guiding classifier against s, a row for each feature; bands are 95% intervals over patients."""
-    figure = Figure(figsize=(15, 11), layout="constrained")
-    for axes, feature in zip(figure.subplots(4, 4), NODULE_FEATURES, strict=True):
-        scales = sorted(report.scales_of(feature))
-        shown = {"Δ area [mm²]": ("area_mm2", 1.0), "Δ mean HU": ("mean_hu", 1.0)}
-        shown |= {
-            f"Δ {by} [deviations]": (f"{by} {feature}", report.unit(f"{by} {feature}"))
-            for by in ("judge", "classifier")
+def save_pictures(results: ControlResults, folder: Path, num_nodules: int) -> None:
+    """Write dose.png, matrix.png, locality.png, ladder.png and controls.png.
+
+    Args:
+        results: of a run.
+        folder: for the files.
+        num_nodules: rows of the ladder and of the controls.
+    """
+    with matplotlib.rc_context({"font.size": FONT_SIZE, "axes.titlesize": "medium"}):
+        pictures = {
+            "dose": dose_picture(results),
+            "matrix": matrix_picture(results),
+            "locality": locality_picture(results),
+            "ladder": ladder_picture(results, num_nodules),
+            "controls": controls_picture(results, num_nodules),
         }
-        for axis, (label, (name, unit)) in zip(axes, shown.items(), strict=True):
-            for pole, colour in zip(POLES[feature], COLOURS, strict=True):
-                of_s = [report.estimate(name, f"{pole} s={s:g}", "none", unit) for s in scales]
-                low, high = np.transpose([estimate["interval"] for estimate in of_s])
-                means = np.array([estimate["mean"] for estimate in of_s])
-                if len(scales) > 2:
-                    axis.plot(scales, means, "o-", color=colour, label=pole, markersize=4)
-                    axis.fill_between(scales, low, high, color=colour, alpha=0.15)
-                else:
-                    axis.errorbar(
-                        scales, means, [means - low, high - means], fmt="o", color=colour, label=pole, capsize=3
-                    )
+        for name, figure in pictures.items():
+            figure.savefig(folder / f"{name}.png", dpi=DOTS_PER_INCH)
+
+
+def dose_picture(results: ControlResults) -> Figure:
+    """Area, density, judge and guiding classifier against s, a row for each feature, with 95% intervals."""
+    figure = Figure(figsize=(PAGE, 0.9 * PAGE), layout="constrained")
+    scales = results.scales("malignancy")
+    panels = figure.subplots(len(NODULE_FEATURES), 4, sharex=True)
+    for axes, feature in zip(panels, NODULE_FEATURES, strict=True):
+        judge, classifier = f"judge {feature}", f"classifier {feature}"
+        columns = {
+            "Δ area [mm²]": ("area_mm2", 1.0),
+            "Δ mean [HU]": ("mean_hu", 1.0),
+            "Δ judge [SD]": (judge, results.unit(judge)),
+            "Δ classifier [SD]": (classifier, results.unit(classifier)),
+        }
+        for axis, (title, (measure, unit)) in zip(axes, columns.items(), strict=True):
+            for pole in Pole:
+                _draw_response(axis, results, feature, pole, measure, unit)
             axis.axhline(0, color="grey", linestyle=":")
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(report.scales, [f"{s:g}" for s in report.scales])
-            axis.set_xlim(min(report.scales) / 1.3, max(report.scales) * 1.3)
-            axis.minorticks_off()
-            axis.set_title(f"{feature}: {label}", fontsize=10)
-        axes[0].legend(fontsize=8, loc="upper left")
-    for axis in figure.axes[-4:]:
+            axis.set_title(title)
+        axes[0].set_ylabel(feature, fontweight="bold")
+        axes[0].legend(loc="upper left", frameon=False)
+    for axis in panels[-1]:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(scales, [f"{scale:g}" for scale in scales])
+        axis.set_xlim(min(scales) / 1.3, max(scales) * 1.3)
+        axis.minorticks_off()
         axis.set_xlabel("guidance scale s")
     return figure
 
 
-def matrix_picture(report: ControlReport) -> Figure:
-    """What the judge sees of every feature when one is guided, beside the correlations of real ratings and of the judge's scores."""
-    s = report.feature_scales[0]
-    seen = [
-        [report.gain(f"judge {f}", *reversed(report.poles(guided, s)))["mean"] for f in NODULE_FEATURES]
-        for guided in NODULE_FEATURES
-    ]
-    correlations = report.rating_correlations().rows
-    panels = {f"guided (rows), s = {s:g}: what the judge sees,\nmost minus least, in deviations": np.array(seen)}
-    for by, title in (
-        ("rating", "correlations of the real ratings"),
-        ("judge", "correlations of the judge's scores\nof real nodules"),
-    ):
-        panels[title] = np.array([[correlations[a][f"{by}: {b}"] for b in NODULE_FEATURES] for a in NODULE_FEATURES])
-    figure = Figure(figsize=(14, 4.6), layout="constrained")
-    for axis, (title, values) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+def _draw_response(axis: Axes, results: ControlResults, feature: str, pole: Pole, measure: str, unit: float) -> None:
+    """A measure, guided minus unguided, against s; a band for its interval, or bars where there are few scales."""
+    scales = results.scales(feature)
+    estimates = [results.estimate(measure, guided(feature, pole, scale), UNGUIDED, unit) for scale in scales]
+    means = np.array([estimate["mean"] for estimate in estimates])
+    low, high = np.transpose([estimate["interval"] for estimate in estimates])
+    label, colour = guided(feature, pole, 0).title, COLOURS[pole]
+    if len(scales) >= FEWEST_SCALES:
+        axis.plot(scales, means, "o-", color=colour, label=label, markersize=3)
+        axis.fill_between(scales, low, high, color=colour, alpha=0.15)
+    else:
+        bars = np.stack([means - low, high - means])
+        axis.errorbar(scales, means, bars, fmt="o", color=colour, label=label, capsize=3, markersize=4)
+
+
+def matrix_picture(results: ControlResults) -> Figure:
+    """What the judge sees of each feature when one is guided, beside the correlations in real nodules."""
+    gains = np.empty((len(NODULE_FEATURES), len(NODULE_FEATURES)))
+    for row, feature in enumerate(NODULE_FEATURES):
+        low, high = low_and_high(feature, results.feature_scale)
+        gains[row] = [results.gain(f"judge {other}", high, low)["mean"] for other in NODULE_FEATURES]
+    panels = {
+        f"guided at s = {results.feature_scale:g} (rows):\njudge's gain [SD]": gains,
+        "real nodules: correlations\nof the ratings": rating_correlations(results),
+        "real nodules: correlations\nof the judge's scores": judge_correlations(results),
+    }
+    figure = Figure(figsize=(PAGE, 0.42 * PAGE), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True)
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
         limit = max(1.0, float(np.nanmax(np.abs(values))))
-        picture = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit)
         for (row, column), value in np.ndenumerate(values):
-            axis.text(
-                column,
-                row,
-                f"{value:.2f}",
-                ha="center",
-                va="center",
-                color="white" if abs(value) > 0.6 * limit else "black",
-            )
-        axis.set_xticks(range(4), NODULE_FEATURES, rotation=20)
-        axis.set_yticks(range(4), NODULE_FEATURES)
-        axis.set_title(title, fontsize=10)
-        figure.colorbar(picture, ax=axis, shrink=0.8)
+            colour = "white" if abs(value) > 0.6 * limit else "black"
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
+        axis.set_xticks(range(len(NODULE_FEATURES)), NODULE_FEATURES, rotation=30, ha="right")
+        axis.set_yticks(range(len(NODULE_FEATURES)), NODULE_FEATURES)
+        axis.set_title(title)
     return figure
 
 
-def locality_picture(report: ControlReport) -> Figure:
+def locality_picture(results: ControlResults) -> Figure:
     """Mean |guided - unguided| by the distance from the nodule: malignancy at all scales, and the other arms."""
-    figure = Figure(figsize=(14, 5), layout="constrained")
-    graded = [[f"{kind} s={s:g}" for s in report.scales] for kind in POLES["malignancy"]]
-    own = {arm for some in graded for arm in some} | {"none", "real"}
-    others = [arm for arm in report.figures["area_px"] if arm not in own and not arm.startswith(("true", "opposite"))]
-    for axis, title, arms in zip(
-        figure.subplots(1, 3, sharey=True), ("benign", "malignant", "other arms"), (*graded, others), strict=True
-    ):
-        for arm, colour in zip(arms, _colours(len(arms), graded=title != "other arms"), strict=True):
-            axis.plot(
-                [report.estimate(f"change {ring}", arm)["mean"] for ring in RING_NAMES],
-                "o-",
-                color=colour,
-                label=arm,
-                markersize=3,
-            )
-        axis.set_xticks(range(len(RING_NAMES)), RING_NAMES, rotation=30)
+    malignancy = {pole: [guided("malignancy", pole, scale) for scale in results.scales("malignancy")] for pole in Pole}
+    features = [arm for name in RATED_FEATURES for arm in low_and_high(name, results.feature_scale)]
+    controls = [guided("malignancy", pole, results.sham_scale) for pole in Pole]
+    controls += [arm for arm in results.arms if arm.kind in (*SHAM_KINDS, ArmKind.SHUFFLED)]
+    panels = {
+        "guided to be benign": malignancy[Pole.LOW],
+        "guided to be malignant": malignancy[Pole.HIGH],
+        "guided by the other features": features,
+        "sham and shuffled guidance": controls,
+    }
+    figure = Figure(figsize=(PAGE, 0.8 * PAGE), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True, sharey=True)
+    for axis, (title, arms) in zip(axes.ravel(), panels.items(), strict=True):
+        is_graded = len({arm.title for arm in arms}) == 1
+        for arm, colour in zip(arms, _line_colours(len(arms), is_graded), strict=True):
+            means = [results.estimate(f"change {ring}", arm)["mean"] for ring in RING_NAMES]
+            axis.plot(RING_NAMES, means, "o-", color=colour, label=arm.label, markersize=3)
         axis.set_yscale("log")
+        axis.set_title(title)
+        axis.legend(loc="lower left", frameon=False)
+    for axis in axes[1]:
         axis.set_xlabel("distance from the drawn nodule [pixels]")
-        axis.set_title(title, fontsize=10)
-        axis.legend(fontsize=6, loc="lower left")
-    figure.axes[0].set_ylabel("mean |guided - unguided| [HU]")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("mean |guided - unguided| [HU]")
     return figure
 
 
-def _colours(number, graded):
-    from matplotlib import colormaps
+def _line_colours(number: int, is_graded: bool) -> np.ndarray:
+    """Colours of lines, (number, 4): from dark to light for rising scales, else in pairs for the two poles."""
+    return colormaps["viridis"](np.linspace(0, 0.95, number)) if is_graded else colormaps["tab20"](np.arange(number))
 
-    return colormaps["viridis"](np.linspace(0, 0.95, number)) if graded else colormaps["tab20"](np.arange(number) % 20)
+
+def ladder_picture(results: ControlResults, num_nodules: int) -> Figure:
+    """Map, real slice, and guidance from benign to malignant, for nodules of all sizes (thesis, Fig. 5.8)."""
+    scales = results.scales("malignancy")
+    shown = [scales[index] for index in evenly_spread(len(scales), LADDER_STEPS)]
+    benign = [guided("malignancy", Pole.LOW, scale) for scale in reversed(shown)]
+    malignant = [guided("malignancy", Pole.HIGH, scale) for scale in shown]
+    return _nodule_rows(results, [REAL, *benign, UNGUIDED, *malignant], num_nodules)
 
 
-def ladder_picture(report: ControlReport, number: int) -> Figure:
-    """Map, real slice, and a row of arms from benign to malignant for some nodules of every size (thesis, Fig. 5.8); lung window."""
-    order = (
-        [f"benign s={s:g}" for s in sorted(report.scales, reverse=True)]
-        + ["none"]
-        + [f"malignant s={s:g}" for s in sorted(report.scales)]
-    )
-    order += report.poles("texture", report.feature_scales[0])
-    order += [arm for arm in report.figures["area_px"] if arm.startswith(("sham", "shuffled"))]
-    by_size = np.argsort([nodule.drawn.sum() for nodule in report.nodules], kind="stable")
-    chosen = [
-        report.nodules[by_size[i]] for i in np.unique(np.linspace(0, len(by_size) - 1, number + 2).astype(int))[1:-1]
-    ] or report.nodules[:1]
-    figure = Figure(figsize=(1.2 * (2 + len(order)), 1.35 * len(chosen) + 0.3), layout="constrained")
-    axes = np.atleast_2d(figure.subplots(len(chosen), 2 + len(order)))
+def controls_picture(results: ControlResults, num_nodules: int) -> Figure:
+    """Map, unguided slice, texture 1 and 5, and malignancy beside sham and shuffled guidance of the same scale."""
+    arms = [UNGUIDED, *low_and_high("texture", results.feature_scale)]
+    arms.append(guided("malignancy", Pole.HIGH, results.sham_scale))
+    for kind in (ArmKind.SHAM, ArmKind.SHUFFLED):
+        arms += [arm for arm in low_and_high("malignancy", results.sham_scale, kind) if arm in results.arms]
+    return _nodule_rows(results, arms, num_nodules)
+
+
+def _nodule_rows(results: ControlResults, arms: Sequence[Arm], num_nodules: int) -> Figure:
+    """A row for each of some nodules of rising size: its map, and its crop in each arm in the lung window."""
+    nodules = results.nodules
+    by_size = np.argsort(nodules.drawn.sum(axis=(1, 2)), kind="stable")
+    inner = evenly_spread(len(by_size), num_nodules + 2)[1:-1]  # neither the smallest nor the largest
+    chosen = [by_size[index] for index in inner] or [by_size[0]]
+    columns = 1 + len(arms)
+    figure, axes = panel_grid(len(chosen), columns, width=PAGE / columns)
     for row, nodule in zip(axes, chosen, strict=True):
-        y0, x0, y1, x1 = nodule.box
-        row[0].imshow(PALETTE[nodule.semantic_map[y0:y1, x0:x1]])
-        row[0].text(1, CROP - 3, f"rated {nodule.about['malignancy']:g}", fontsize=6, color="white")
-        for axis, arm in zip(row[1:], ["real", *order], strict=True):
-            if arm in nodule.arms:
-                axis.imshow(nodule.crop(nodule.arms[arm]), cmap="gray", vmin=-1350, vmax=150)
-        for axis in row:
-            axis.axis("off")
-    for axis, title in zip(axes[0], ["map", "real", *order], strict=True):
-        axis.set_title(title.replace(" s=", "\ns = "), fontsize=7)
+        show_map(row[0], nodules.semantic_maps[nodule])
+        row[0].set_ylabel(f"rated {nodules.malignancy[nodule]:g}")
+        for axis, arm in zip(row[1:], arms, strict=True):
+            show_hu(axis, nodules.crops[arm][nodule])
+    axes[0, 0].set_title("map")
+    for axis, arm in zip(axes[0, 1:], arms, strict=True):
+        axis.set_title(f"{arm.title}\ns = {arm.scale:g}" if arm.feature else arm.title)
     return figure
