@@ -34,12 +34,13 @@ from lsdm_diffusers.evaluation.slices import (
     evenly_spread,
     nearest_entry,
     pixels_from_hu,
-    slices_with_nodules,
+    read_slice,
 )
 from lsdm_diffusers.evaluation.tables import write_json
 from lsdm_diffusers.hounsfield import HU_RANGE
 from lsdm_diffusers.labels import SemanticLabel
 
+SLICE_KIND = "slice_with_nodules"  # of the recipe's dataset
 SEED = 0  # of every slice's noise
 SURROUNDINGS = (4, 10)  # distance from a nodule in pixels of the lung that it is compared with
 MIN_NODULE_PIXELS = 12  # smaller nodules have no mean density of their own
@@ -80,6 +81,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of measured.json and samples.png")
     return parser.parse_args()
+
+
+def recipe_slices(split: Dataset, number: int) -> list[EvaluationSlice]:
+    """At most `number` of the slices that the recipe set nodules into, evenly spread over the split."""
+    rows = split.select(np.flatnonzero(np.array(split["kind"]) == SLICE_KIND))
+    return [read_slice(rows[index], index) for index in evenly_spread(len(rows), number)]
 
 
 def lung_difference(semantic_map: np.ndarray, hu: np.ndarray) -> float | None:
@@ -194,8 +201,8 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     pipe = LSDMGuidedPipeline.from_pretrained(args.pretrained_model_name_or_path or small_checkpoint())
     splits = load_dataset(args.dataset_name)
-    slices = slices_with_nodules(splits[args.split], args.num_slices)
-    others = slices_with_nodules(splits["train" if args.split == "validation" else "validation"], args.num_slices)
+    slices = recipe_slices(splits[args.split], args.num_slices)
+    others = recipe_slices(splits["train" if args.split == "validation" else "validation"], args.num_slices)
     if not slices or not others:
         raise SystemExit(f"--dataset_name {args.dataset_name} has a split without nodules, which cannot be measured.")
 
