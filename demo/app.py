@@ -1,8 +1,6 @@
-"""The page as a file to run: `python demo/app.py`, `gradio demo/app.py` or a Space; the same as the command `lsdm-demo`."""
+"""The page as a file to run: `python demo/app.py`, `gradio demo/app.py`, or as a Space; `lsdm-demo` is the command."""
 
-from lsdm_diffusers.demo.page import build_demo, launch, load_pipeline, main
-
-__all__ = ["build_demo", "demo", "main"]
+from lsdm_diffusers.demo.page import build_demo, launch, load_pipeline
 
 demo = build_demo(load_pipeline())
 

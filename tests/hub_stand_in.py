@@ -1,4 +1,7 @@
-"""A local stand-in of the Hub: repositories with revisions that take commits, every file in the commit itself, and give files back."""
+"""A stand-in for the Hub on this machine: its repositories have revisions, take commits and give files back.
+
+Commits carry all their files in themselves.
+"""
 
 import base64
 import hashlib
@@ -16,12 +19,12 @@ def digest(content: bytes) -> str:
 
 
 class StandIn:
-    """`repositories`: {"user/name" or "datasets/user/name": {revision: {path: content}}}; `requests`: ("GET", path), in order."""
+    """The repositories, and the requests that came."""
 
     def __init__(self):
-        self.repositories = defaultdict(dict)
+        self.repositories = defaultdict(dict)  # {"user/name" or "datasets/user/name": {revision: {path: content}}}
         self.created = {}  # the arguments of each repository's creation
-        self.requests = []
+        self.requests = []  # (method, path), in order
 
     def commit_hash(self, repository, revision):
         files = self.repositories[repository][revision]
@@ -30,7 +33,7 @@ class StandIn:
         )
 
     def files(self, repository, revision):
-        """The files of a branch or of the commit it is at, with the commit's hash, or None."""
+        """The commit's hash and the files of a branch or of the commit it is at; None if there is none."""
         for branch, files in self.repositories.get(repository, {}).items():
             commit = self.commit_hash(repository, branch)
             if revision in (branch, commit):
@@ -38,7 +41,7 @@ class StandIn:
         return None
 
     def get(self, path):
-        """(status, headers, body)"""
+        """Answer a GET request: (status, headers, body)."""
         json_answer = {"Content-Type": "application/json"}
         if found := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
             kind, name, what, revision = found.groups()
@@ -64,16 +67,16 @@ class StandIn:
         return 404, {}, b""
 
     def post(self, path, body):
-        """(status, answer)"""
+        """Answer a POST request: (status, answer as JSON)."""
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
         if path == "/api/repos/create":
-            wanted = json.loads(body)
-            kind = {"dataset": "datasets/", "space": "spaces/"}.get(wanted.get("type"), "")
-            name = f"{kind}{wanted['organization'] or 'user'}/{wanted['name']}"
+            request = json.loads(body)
+            kind = {"dataset": "datasets/", "space": "spaces/"}.get(request.get("type"), "")
+            name = f"{kind}{request['organization'] or 'user'}/{request['name']}"
             if name in self.created:
                 return 409, {"error": "You already created this model repo", "url": f"http://127.0.0.1/{name}"}
-            self.created[name] = wanted
+            self.created[name] = request
             self.repositories[name]["main"] = {".gitattributes": b""}
             return 200, {"url": f"http://127.0.0.1/{name}"}
         found = re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/(preupload|commit|branch)/([^/]+)", path)
@@ -110,7 +113,7 @@ def handler_for(hub):
             if self.command != "HEAD":
                 self.wfile.write(body)
 
-        def path_asked(self):
+        def requested_path(self):
             path = unquote(urlsplit(self.path).path)
             hub.requests.append((self.command, path))
             return path
@@ -124,11 +127,11 @@ def handler_for(hub):
                 self.rfile.readline()
             else:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, answer = hub.post(self.path_asked(), body)
+            status, answer = hub.post(self.requested_path(), body)
             self.answer(status, {"Content-Type": "application/json"}, json.dumps(answer).encode())
 
         def do_GET(self):
-            self.answer(*hub.get(self.path_asked()))
+            self.answer(*hub.get(self.requested_path()))
 
         do_HEAD = do_GET
 
@@ -137,7 +140,11 @@ def handler_for(hub):
 
 @contextmanager
 def stand_in_hub(home):
-    """Yield the environment that sends a process to a stand-in of the Hub, with its caches in the folder `home`, and the stand-in."""
+    """Run a stand-in for the Hub; yields the environment that sends a process there, and the stand-in.
+
+    Args:
+        home: folder for the caches of such a process.
+    """
     hub = StandIn()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler_for(hub))
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""`from_pretrained` with a Hub id against a local stand-in of the Hub, and from the cache without it."""
+"""`from_pretrained` with a Hub id: from a stand-in for the Hub, and without a network from the cache."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ print(type(pipe.unet).__name__, pipe.texture_classifier is not None)
 
 
 def load(environment, variant=None, offline=False):
-    """In a process of its own: huggingface_hub reads the endpoint when it is imported."""
+    """Load in a new process, because huggingface_hub reads the endpoint when it is imported."""
     script = LOAD.format(variant=variant, offline=offline)
     return subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
@@ -39,6 +39,7 @@ def hub(tmp_path):
         yield environment, hub
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_hub_id_then_offline_cache(hub, variant):
     environment, hub = hub
