@@ -9,8 +9,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from diffusers import AutoencoderKL, DDIMScheduler
+from safetensors.torch import load_file
 
-from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier, SpadeUNet2DModel
+from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier, SpadeGenerator, SpadeUNet2DModel
+from lsdm_diffusers.labels import NUM_LABELS
 from lsdm_diffusers.nodule_features import NODULE_FEATURES
 
 from .tiny_dataset import write_tiny_dataset
@@ -32,6 +34,12 @@ def tiny_unet(**changes):
     }
     torch.manual_seed(0)
     return SpadeUNet2DModel(**{**config, **changes}).eval()
+
+
+def tiny_generator(**changes):
+    config = {"block_out_channels": (8, 16, 16), "spade_hidden_channels": 8, "norm_num_groups": 4}
+    torch.manual_seed(0)
+    return SpadeGenerator(**{**config, **changes}).eval()
 
 
 def tiny_classifier(feature, objective):
@@ -86,6 +94,12 @@ def semantic_map():
     return labels
 
 
+@pytest.fixture
+def all_labels():
+    """A map (24, 32) in which every label occurs."""
+    return np.random.default_rng(0).permutation(np.arange(24 * 32) % NUM_LABELS).reshape(24, 32).astype(np.uint8)
+
+
 def sample(pipe, semantic_map, features=None, seed=1, **arguments):
     """HU of a short run from a fixed seed."""
     arguments = {
@@ -95,6 +109,14 @@ def sample(pipe, semantic_map, features=None, seed=1, **arguments):
         **arguments,
     }
     return pipe(semantic_map, features, **arguments).images
+
+
+def assert_same_weights(first, second):
+    """Compare two safetensors files bit by bit."""
+    first, second = load_file(first), load_file(second)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=0, rtol=0)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from lsdm_diffusers.hounsfield import scaled_hu
 from lsdm_diffusers.labels import SemanticLabel
 from lsdm_diffusers.training.data import StreamedRows
 
-from ..conftest import RATINGS, TRAINING, sample, tiny_pipeline
+from ..conftest import RATINGS, TRAINING, assert_same_weights, sample, tiny_pipeline
 from ..hub_stand_in import stand_in_hub
 
 STAGES = {
@@ -197,13 +197,6 @@ def test_crops_are_cut_around_nodules(prepared):
     for crop, _ in crops:  # moved inside the frame: rows 0..63, columns 32..95
         assert crop.shape == (64, 64)
         assert np.abs((crop[2:10, 48:58] + 1) * 912 - 1024).max() < 40 and ((crop[20:] + 1) * 912 - 1024).max() < -800
-
-
-def assert_same_weights(first, second):
-    weights, resumed = load_file(first), load_file(second)
-    assert weights.keys() == resumed.keys()
-    for name, tensor in weights.items():
-        torch.testing.assert_close(resumed[name], tensor, atol=0, rtol=0)
 
 
 def losses(folder):
