@@ -3,7 +3,8 @@
 Which formula. With z_t = α·z_0 + σ·noise the score is -ε/σ. Adding s·g, with g = ∇ log p(y | z_t), to the score
 therefore means ε̂ = ε - s·σ·g (Dhariwal & Nichol 2021, Alg. 2), applied to the model output *before* `scheduler.step`.
 This holds in every scheduler's coordinates. The thesis prints s·σ_t·log p added to the DDPM mean (eq. 3.6, Alg. 2).
-Read literally, that lacks the gradient sign, uses σ_t where its eq. 3.5 has Σ = σ_t², and vanishes under DDIM with η = 0.
+Read literally, that lacks the gradient sign, uses σ_t where its eq. 3.5 has Σ = σ_t², and vanishes under DDIM with
+η = 0.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,7 +20,11 @@ class GuidingClassifier(Protocol):
     """What guidance needs of a classifier; `NoduleClassifier` has it."""
 
     def log_prob(
-        self, image: torch.Tensor, timestep: torch.Tensor | float | int, target: torch.Tensor
+        self,
+        image: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        target: torch.Tensor,
+        check_target: bool = True,
     ) -> torch.Tensor:
         """log p(target | image, t) up to a constant, one value per image."""
 
@@ -176,7 +181,8 @@ def classifier_gradient(
         timestep: 0-dim tensor or number.
         decode: maps latents to pixels, the autoencoder's scaling factor included.
         classifiers: {feature: classifier} of the features that guide.
-        targets: {feature: (M,)}, one target for each crop that is guided in the feature.
+        targets: {feature: (M,)}, one target for each crop that is guided in the feature, as `feature_target` gives
+            them. They are not checked: that would wait for the device.
         scales: {feature: s}.
         rows: {feature: (M,) indices of those crops}; None where every feature guides every crop.
         keep_weights: hold the weights that the forward pass saw until the backward pass. Group offload needs it, since
@@ -204,7 +210,7 @@ def classifier_gradient(
         total = images.new_zeros((), dtype=torch.float32)
         for feature, classifier in guiding.items():
             asked = images if rows is None else images[rows[feature]]
-            log_prob = classifier.log_prob(asked, timestep, targets[feature])
+            log_prob = classifier.log_prob(asked, timestep, targets[feature], check_target=False)
             # a sum, never a mean: sample i of a batch gets what it would get alone
             total = total + scales[feature] * log_prob.float().sum()
         return torch.autograd.grad(total, crops)[0]

@@ -1,10 +1,22 @@
-"""Guidance against a closed form: x0 ~ N(0, 1), y = x0 + N(0, 0.25), y = 1.5: the posterior has mean 1.2 and variance 0.2."""
+"""Guidance against a closed form.
+
+With x0 ~ N(0, 1), y = x0 + N(0, 0.25) and y = 1.5, the posterior has mean 1.2 and variance 0.2.
+"""
 
 import diffusers
 import pytest
 import torch
 
-from lsdm_diffusers.guidance import classifier_gradient, frozen, guide_model_output, nodule_mask, noise_level
+from lsdm_diffusers.guidance import (
+    classifier_gradient,
+    frozen,
+    guide_model_output,
+    nodule_mask,
+    noise_level,
+    noise_levels,
+    sequential_gradient,
+    step_variances,
+)
 from lsdm_diffusers.nodule_crop import CROP, crop_box
 
 from .conftest import BETAS
@@ -87,6 +99,58 @@ def test_noise_level_matches_the_closed_form_of_ddpm():
     torch.testing.assert_close(alpha**2 + sigma**2, torch.tensor(1.0))
 
 
+@pytest.mark.parametrize(("name", "config", "steps"), SCHEDULERS, ids=lambda value: str(value))
+def test_levels_asked_before_the_loop_are_those_inside_it(name, config, steps):
+    """Schedulers keep a state (their step index) that `add_noise` must not depend on."""
+    flow = name.startswith("FlowMatch")
+    scheduler = getattr(diffusers, name.split()[0])(**{**({} if flow else VP), **config})
+    scheduler.set_timesteps(min(steps, 10))
+    alphas, sigmas = noise_levels(scheduler, scheduler.timesteps)
+    assert alphas.shape == sigmas.shape == scheduler.timesteps.shape
+    x = torch.randn(4, 1, generator=torch.Generator().manual_seed(0))
+    for t, alpha, sigma in zip(scheduler.timesteps, alphas, sigmas, strict=True):
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(x, t)
+        assert noise_level(scheduler, t) == (alpha, sigma)
+        x = scheduler.step(torch.zeros_like(x), t, x).prev_sample
+        assert noise_level(scheduler, t) == (alpha, sigma)
+
+
+def test_variances_of_the_steps_are_those_of_ddpm():
+    scheduler = diffusers.DDPMScheduler(**VP, clip_sample=False)
+    scheduler.set_timesteps(1000)
+    variances = step_variances(*noise_levels(scheduler, scheduler.timesteps))
+    torch.testing.assert_close(variances, scheduler.betas.flip(0), atol=1e-6, rtol=1e-3)
+    scheduler.set_timesteps(10)
+    last = step_variances(*noise_levels(scheduler, scheduler.timesteps))[-1]
+    torch.testing.assert_close(last, 1 - scheduler.alphas_cumprod[0], atol=1e-6, rtol=0)
+
+
+def test_sequential_rule_takes_malignancy_at_the_shifted_latent():
+    calls = []
+
+    def gradient(crops, features):
+        calls.append(list(features))
+        return 2 * crops + len(features)
+
+    z, variance = torch.tensor([1.0]), torch.tensor(0.5)
+    others = 2 * z + 2
+    expected = others + 2 * (z + variance * others) + 1
+    assert sequential_gradient(gradient, z, ["malignancy", "lobulation", "texture"], variance) == expected
+    assert calls == [["lobulation", "texture"], ["malignancy"]]
+    calls.clear()
+    for features in (["malignancy"], ["lobulation", "texture"]):
+        assert sequential_gradient(gradient, z, features, variance) == 2 * z + len(features)
+    assert calls == [["malignancy"], ["lobulation", "texture"]]
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "flow_prediction"])
+def test_pure_noise_is_not_guided(prediction_type):
+    output, gradient = torch.randn(2, 3), torch.randn(2, 3)
+    guided = guide_model_output(output, gradient, torch.tensor(0.0), torch.tensor(1.0), prediction_type)
+    assert torch.equal(guided, output)
+
+
 def test_unknown_prediction_type_is_named():
     with pytest.raises(ValueError, match="'noise'"):
         guide_model_output(torch.zeros(1), torch.zeros(1), 1, 1, "noise")
@@ -113,7 +177,7 @@ def test_mask_covers_a_nodule_of_one_pixel_and_its_neighbours():
 
 def test_gradient_is_that_of_a_gaussian_and_a_sum_over_the_batch():
     class Gaussian:
-        def log_prob(self, image, timestep, target):
+        def log_prob(self, image, timestep, target, check_target=True):
             return -((image.mean(dim=(1, 2, 3)) - target) ** 2)
 
     crops = torch.randn(3, 1, 4, 4)
@@ -140,12 +204,12 @@ def test_frozen_modules_get_back_what_they_had():
 
 
 def test_gradients_survive_weights_that_are_moved_after_each_forward():
-    """Group offload puts other memory into a parameter once its module has run; the backward pass must use what the forward saw."""
+    """Group offload exchanges a parameter's memory after its module has run; the backward pass needs the old one."""
     decoder = torch.nn.Conv2d(3, 1, 3, padding=1).requires_grad_(False)
 
     class Classifier:
         @staticmethod
-        def log_prob(image, timestep, target):
+        def log_prob(image, timestep, target, check_target=True):
             return image.square().flatten(1).sum(1)
 
     def gradient():

@@ -1,3 +1,4 @@
+import functools
 import gc
 import inspect
 import json
@@ -9,8 +10,10 @@ import PIL.Image
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lsdm_diffusers import LSDMGuidedPipeline
+from lsdm_diffusers.evaluation.control.sham import ShamGradient
 
 from .conftest import BETAS, sample, tiny_pipeline, tiny_unet
 
@@ -254,6 +257,112 @@ def test_callback_sees_and_changes_latents_and_scale(pipe, semantic_map):
     assert images.abs().max() == 0
 
 
+class HostReads(TorchDispatchMode):
+    """Raise an error where a tensor is read back to the host, or has a shape that depends on one; while armed."""
+
+    READS = {"_local_scalar_dense", "nonzero", "nonzero_numpy", "masked_select", "equal", "_unique2"}
+    INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+
+    def __init__(self):
+        super().__init__()
+        self.armed = False
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if self.armed:
+            name = function.overloadpacket.__name__
+            indices = args[1] if name in self.INDEXING else []
+            by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+            assert name not in self.READS and not by_mask, f"a step reads a tensor back to the host: {function}"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def host_reads(monkeypatch):
+    """The mode, with the reads that pass by its dispatch: `tolist`, `numpy`, `cpu`."""
+    reads = HostReads()
+
+    def guarded(read):
+        def method(tensor, *args, **kwargs):
+            assert not reads.armed, f"a step reads a tensor back to the host: {read.__name__}"
+            return read(tensor, *args, **kwargs)
+
+        return method
+
+    for name in ("tolist", "numpy", "cpu", "__array__"):
+        monkeypatch.setattr(torch.Tensor, name, guarded(getattr(torch.Tensor, name)))
+    return reads
+
+
+@pytest.mark.parametrize("order", ["sequential", "joint"])
+@pytest.mark.parametrize(
+    "scheduler", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"]
+)
+def test_no_step_reads_a_tensor_back_to_the_host(pipe, semantic_map, monkeypatch, host_reads, scheduler, order):
+    """From the first evaluation of the U-Net to the last step. What the scheduler itself reads is not ours."""
+    scheduler_class = getattr(diffusers, scheduler)
+    config = {} if scheduler.startswith("Flow") else {**BETAS, "prediction_type": "v_prediction"}
+    pipe.scheduler = scheduler_class(**config)
+    steps = 3
+
+    def disarmed(method):
+        def run(*args, **kwargs):
+            armed, host_reads.armed = host_reads.armed, False
+            try:
+                return method(*args, **kwargs)
+            finally:
+                host_reads.armed = armed
+
+        return run
+
+    for name in ("scale_model_input", "step"):
+        if hasattr(scheduler_class, name):
+            method = getattr(pipe.scheduler, name)
+            monkeypatch.setattr(pipe.scheduler, name, functools.wraps(method)(disarmed(method)))
+
+    def arm(module, args, kwargs):
+        host_reads.armed = True
+
+    def disarm_at_the_end(pipe, step, timestep, tensors):
+        host_reads.armed = step < steps - 1
+        return {}
+
+    pipe.unet.register_forward_pre_hook(arm, with_kwargs=True)
+    pipe.gradient_hook = ShamGradient()
+    features = [[{"malignancy": "malignant", "texture": 4}, {"lobulation": 2, "malignancy": 1}]]
+    with host_reads:
+        images = sample(
+            pipe,
+            semantic_map,
+            features,
+            num_inference_steps=steps,
+            num_images_per_map=2,
+            guidance_order=order,
+            callback_on_step_end=disarm_at_the_end,
+            output_type="latent",
+        )
+    assert images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [lambda x: x.item(), bool, lambda x: x.tolist(), lambda x: x.cpu(), torch.nonzero, lambda x: x[x > 0]],
+    ids=["item", "bool", "tolist", "cpu", "nonzero", "mask"],
+)
+def test_reads_are_noticed(host_reads, read):
+    with host_reads:
+        host_reads.armed = True
+        with pytest.raises(AssertionError, match="reads a tensor back"):
+            read(torch.ones(1))
+
+
+def test_a_seed_names_an_image_whatever_ran_before(pipe, semantic_map):
+    """The spread of Euler's starting noise depends on the number of steps of the run, not on that of the last one."""
+    pipe.scheduler = diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="leading")
+    first = sample(pipe, semantic_map, num_inference_steps=3)
+    sample(pipe, semantic_map, num_inference_steps=20)
+    np.testing.assert_array_equal(sample(pipe, semantic_map, num_inference_steps=3), first)
+
+
 def test_given_latents_are_used(pipe, semantic_map):
     noise = torch.randn(1, 3, 24, 32, generator=torch.Generator().manual_seed(1))
     np.testing.assert_array_equal(
@@ -282,7 +391,8 @@ def test_save_and_load(tmp_path, semantic_map):
     for name in ("vae", "unet", "malignancy_classifier", "texture_classifier"):
         saved, read = getattr(pipe, name).state_dict(), getattr(loaded, name).state_dict()
         assert saved.keys() == read.keys() and all(torch.equal(saved[key], read[key]) for key in saved), name
-    # weights mapped from a file lie at any address, and CPU kernels round differently at unaligned ones: copies give the very same image
+    # Weights mapped from a file lie at any address, and CPU kernels round differently at unaligned ones. Copies give the
+    # very same image.
     for component in loaded.components.values():
         for parameter in component.parameters() if isinstance(component, torch.nn.Module) else ():
             parameter.data = parameter.data.clone()

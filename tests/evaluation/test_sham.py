@@ -15,7 +15,7 @@ MALIGNANT = {"malignancy": "malignant"}
 
 @pytest.fixture
 def recorded(semantic_map):
-    """(gradient, timestep, mask) as a pipeline hands them to its hook in two steps; only the second nodule is guided."""
+    """(gradient, timestep, mask) as a pipeline hands them to its hook in two steps; the second nodule is guided."""
     pipe, calls = tiny_pipeline(), []
 
     def record(gradient, timestep, mask):

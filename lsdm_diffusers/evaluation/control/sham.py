@@ -25,7 +25,8 @@ class ShamGradient:
         >>> from lsdm_diffusers import LSDMGuidedPipeline, small_checkpoint
         >>> pipe = LSDMGuidedPipeline.from_pretrained(small_checkpoint())  # doctest: +SKIP
         >>> pipe.gradient_hook = ShamGradient(seed=1)  # doctest: +SKIP
-        >>> pipe("map.png", {"malignancy": "malignant"}, guidance_scale=16.0).images[0].save("sham.png")  # doctest: +SKIP
+        >>> out = pipe("map.png", {"malignancy": "malignant"}, guidance_scale=16.0)  # doctest: +SKIP
+        >>> out.images[0].save("sham.png")  # doctest: +SKIP
     """
 
     seed: int = 0
