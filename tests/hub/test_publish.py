@@ -86,7 +86,7 @@ def no_hub(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("the Hub was called")
 
-    monkeypatch.setattr("huggingface_hub.HfApi", refuse)
+    monkeypatch.setattr("lsdm_diffusers.hub.publish.HfApi", refuse)
 
 
 @pytest.fixture
