@@ -214,4 +214,7 @@ def test_the_site_builds_strictly(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert (tmp_path / "site" / "api" / "pipelines" / "index.html").read_text().count("nodule_features") > 0
+    pages = {path.parent.name: path.read_text() for path in (tmp_path / "site" / "api").rglob("index.html")}
+    assert "nodule_features" in pages["pipelines"]
+    for name, page in pages.items():
+        assert "<blockquote>\n<blockquote>" not in page, f"A doctest of the page api/{name} is shown as a quotation."
