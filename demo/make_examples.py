@@ -2,25 +2,31 @@
 
     python demo/make_examples.py --data_dir ../shared/data
 
-`--data_dir` is that of training/recipes/lung-ct-small/prepare_dataset.py. Slices and nodules are of its validation patients, whom the
-shipped weights have not seen. Nodules have the outlines that LIDC-IDRI's readers drew, set into lungs of others.
+`--data_dir` is that of training/recipes/lung-ct-small/prepare_dataset.py. Slices and nodules are of its validation
+patients, whom the shipped weights have not seen. Nodules have the outlines that LIDC-IDRI's readers drew, and lie in
+the lungs of other patients.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL.PngImagePlugin import PngInfo
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "training" / "recipes" / "lung-ct-small"))
-from prepare_dataset import in_validation, read_nodules, read_slices  # noqa: E402
+from lsdm_diffusers.data.tcia import (
+    CollectionSlice,
+    NodulePatch,
+    in_validation,
+    read_collection_slices,
+    read_nodule_patches,
+)
+from lsdm_diffusers.demo.example_maps import EXAMPLES, example_maps
+from lsdm_diffusers.io.atomic_write import part_file, write_atomically
+from lsdm_diffusers.labels import SemanticLabel
+from lsdm_diffusers.segmentation import paint_nodules, semantic_map_from_hu
+from lsdm_diffusers.semantic_map import semantic_map_image
 
-from lsdm_diffusers.demo.example_maps import EXAMPLES, example_maps  # noqa: E402
-from lsdm_diffusers.labels import SemanticLabel  # noqa: E402
-from lsdm_diffusers.segmentation import paint_nodules, semantic_map_from_hu  # noqa: E402
-from lsdm_diffusers.semantic_map import semantic_map_image  # noqa: E402
-
+VALIDATION_PERCENT = 15  # of the recipe
 LUNG_FCP = "1.3.6.1.4.1.14519.5.2.1.5826.1402."
 TCGA = "1.3.6.1.4.1.14519.5.2.1.7777.9002."
 SOURCES = {  # name: SOP instance UID of the slice; nodules: patient, end of the SOP instance UID, centre (row, column)
@@ -36,55 +42,72 @@ SOURCES = {  # name: SOP instance UID of the slice; nodules: patient, end of the
 }
 README = """# Example maps
 
-Made by `python demo/make_examples.py` from public slices, as `semantic_map_from_hu` sees them, and from outlines of nodules that the
-readers of LIDC-IDRI drew, set into the lungs of other patients. The shipped weights have seen none of these patients.
+`python demo/make_examples.py` made these maps. The anatomy is what `semantic_map_from_hu` sees in public CT slices.
+The nodules are outlines that the readers of LIDC-IDRI drew, set into the lungs of other patients. The shipped weights
+have seen none of these patients.
 
 | map | pixel, mm | slice (SOP instance UID) | nodules |
 |---|---|---|---|
 {rows}
 
-TCGA-LUAD: CC BY 3.0, doi:10.7937/K9/TCIA.2016.JGNIHEP5. LIDC-IDRI: CC BY 3.0, doi:10.7937/K9/TCIA.2015.LO9QL9SX. LungFCP (TCIA
-Lung-Fused-CT-Pathology): CC BY. With thanks to the patients and to TCIA (Clark et al. 2013, doi:10.1007/s10278-013-9622-7). Do not try
-to identify participants.
+Sources: TCGA-LUAD (CC BY 3.0, doi:10.7937/K9/TCIA.2016.JGNIHEP5), LIDC-IDRI (CC BY 3.0,
+doi:10.7937/K9/TCIA.2015.LO9QL9SX), LungFCP of TCIA's Lung-Fused-CT-Pathology (CC BY). With thanks to the patients and
+to TCIA (Clark et al. 2013, doi:10.1007/s10278-013-9622-7). Do not try to identify participants.
 """
 
 
-def main():
+def find_patch(patches: list[NodulePatch], patient_id: str, uid_end: str) -> NodulePatch:
+    """The one patch of a patient in the slice whose SOP instance UID ends so."""
+    (patch,) = (
+        patch for patch in patches if patch.patient_id == patient_id and patch.sop_instance_uid.endswith(uid_end)
+    )
+    return patch
+
+
+def make_example(name: str, path: Path, ct: CollectionSlice, patches: list[NodulePatch]) -> str:
+    """Write one example map; returns its row of the README's table."""
+    uid, nodules = SOURCES[name]
+    semantic_map = semantic_map_from_hu(ct.hu, ct.pixel_spacing_mm)
+    patients, descriptions = [ct.patient_id], []
+    for patient_id, uid_end, (y, x) in nodules:
+        patch = find_patch(patches, patient_id, uid_end)
+        half = patch.mask.shape[0] // 2
+        mask = patch.mask_at((y - half, x - half), semantic_map.shape)
+        if (semantic_map[mask] != SemanticLabel.LUNG).any():
+            raise SystemExit(f"{name}: the nodule at ({y}, {x}) does not lie in lung.")
+        semantic_map = paint_nodules(semantic_map, [(mask, patch.ratings["malignancy"])])
+        diameter_mm = 2 * np.sqrt(mask.sum() / np.pi) * ct.pixel_spacing_mm
+        ratings = ", ".join(f"{feature} {rating:g}" for feature, rating in patch.ratings.items())
+        patients.append(patient_id)
+        descriptions.append(f"{patient_id}, {diameter_mm:.0f} mm, {ratings}")
+    if not all(in_validation(patient, VALIDATION_PERCENT) for patient in patients):
+        raise SystemExit(f"{name}: {patients} are not all patients of the validation split.")
+    text = PngInfo()
+    text.add_text("pixel_spacing_mm", f"{ct.pixel_spacing_mm:.4f}")
+    with part_file(path) as part:
+        semantic_map_image(semantic_map).save(part, format="png", optimize=True, pnginfo=text)
+    return (
+        f"| {name}.png | {ct.pixel_spacing_mm:.3f} | {ct.patient_id} ({uid}) | {'; '.join(descriptions) or 'none'} |"
+    )
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of the collections")
     args = parser.parse_args()
 
-    nodules = read_nodules(args.data_dir / "lidc-nodule-patches")
-    slices = {uid: (patient, hu, spacing) for patient, uid, hu, spacing in read_slices(args.data_dir)}
-    rows = []
+    try:
+        patches = read_nodule_patches(args.data_dir / "lidc-nodule-patches")
+        needed = {uid for uid, _ in SOURCES.values()}
+        slices = {
+            ct.sop_instance_uid: ct for ct in read_collection_slices(args.data_dir) if ct.sop_instance_uid in needed
+        }
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"make_examples.py: {error}") from None
     paths = {path.stem: path for path in example_maps().values()}
-    for name in EXAMPLES.values():
-        uid, placed = SOURCES[name]
-        patient, hu, spacing = slices[uid]
-        semantic_map = semantic_map_from_hu(hu, spacing)
-        patients, told = [patient], []
-        for nodule_patient, uid_end, (y, x) in placed:
-            (nodule,) = (
-                n for n in nodules if n["patient_id"] == nodule_patient and n["sop_instance_uid"].endswith(uid_end)
-            )
-            mask = np.zeros(semantic_map.shape, dtype=bool)
-            mask[y - 35 : y + 36, x - 35 : x + 36] = nodule["mask"]
-            if (semantic_map[mask] != SemanticLabel.LUNG).any():
-                raise SystemExit(f"{name}: the nodule at ({y}, {x}) does not lie in lung.")
-            semantic_map = paint_nodules(semantic_map, [(mask, nodule["malignancy"])])
-            ratings = ", ".join(
-                f"{rating} {nodule[rating]:g}" for rating in ("malignancy", "lobulation", "spiculation", "texture")
-            )
-            patients.append(nodule_patient)
-            told.append(f"{nodule_patient}, {2 * np.sqrt(mask.sum() / np.pi) * spacing:.0f} mm, {ratings}")
-        if not all(in_validation(patient, 15) for patient in patients):
-            raise SystemExit(f"{name}: {patients} are not all patients of the validation split.")
-        paths[name].parent.mkdir(parents=True, exist_ok=True)
-        text = PngInfo()
-        text.add_text("pixel_spacing_mm", f"{spacing:.4f}")
-        semantic_map_image(semantic_map).save(paths[name], optimize=True, pnginfo=text)
-        rows.append(f"| {name}.png | {spacing:.3f} | {patient} ({uid}) | {'; '.join(told) or 'none'} |")
-    (paths[name].parent / "README.md").write_text(README.format(rows="\n".join(rows)))
+    rows = [make_example(name, paths[name], slices[SOURCES[name][0]], patches) for name in EXAMPLES.values()]
+    folder = next(iter(paths.values())).parent
+    write_atomically(folder / "README.md", README.format(rows="\n".join(rows)).encode())
 
 
 if __name__ == "__main__":

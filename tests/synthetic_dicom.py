@@ -19,7 +19,10 @@ def thorax_hu(variant: int = 0) -> np.ndarray:
 
 
 def write_slice(path: Path, hu: np.ndarray, **tags) -> Path:
-    """A CT slice as DICOM; `tags` replace or, if None, remove elements. `stored` and `syntax` set pixels and transfer syntax directly."""
+    """Write a CT slice as DICOM.
+
+    `tags` replace elements, or remove them if None; `stored` and `syntax` set pixel data and transfer syntax directly.
+    """
     stored, syntax = tags.pop("stored", None), tags.pop("syntax", ExplicitVRLittleEndian)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, syntax

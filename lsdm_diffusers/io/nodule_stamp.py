@@ -1,46 +1,57 @@
 """Draw a nodule of a given size, shape and malignancy into a semantic map."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from scipy.ndimage import binary_fill_holes
 from skimage.draw import line, polygon
 
+from ..ct_limits import check_pixel_spacing
 from ..labels import LABEL_NAMES, SemanticLabel
 from ..nodule_features import malignancy_rating
 from ..semantic_map import find_nodules, read_semantic_map
 
 SHAPES = ("smooth", "lobulated", "spiculated")
 DIAMETER_MM = (3.0, 60.0)  # micronodules are below it; above 30 mm a nodule is called a mass
+MIN_SHARE_IN_LUNG = 0.5
+# A closed outline as waves around a circle of radius 1: {number of waves: amplitude}.
+SMOOTH_WAVES = {2: 0.08, 3: 0.03}
+SPICULATED_CORE_WAVES = {2: 0.08, 3: 0.06, 5: 0.05, 7: 0.04}
 
 
-def _harmonics(angle: np.ndarray, amplitudes: dict[int, float], generator: np.random.Generator) -> np.ndarray:
-    """A closed outline: radius 1 with waves of random phase, {waves around the outline: amplitude}."""
+def _wavy_outline(angle: np.ndarray, amplitudes: dict[int, float], generator: np.random.Generator) -> np.ndarray:
+    """Radius at each angle of a closed outline with waves of random phase."""
     phases = generator.uniform(0, 2 * np.pi, len(amplitudes))
-    return 1 + sum(a * np.cos(k * angle + phase) for (k, a), phase in zip(amplitudes.items(), phases, strict=True))
+    deviation = np.zeros_like(angle)
+    for (waves, amplitude), phase in zip(amplitudes.items(), phases, strict=True):
+        deviation += amplitude * np.cos(waves * angle + phase)
+    return 1 + deviation
 
 
-def _lobes(angle: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """The outline of 4 to 6 overlapping discs set around the centre."""
+def _lobulated_outline(angle: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Radius at each angle of the outline of 4 to 6 overlapping discs around the centre."""
     count = int(generator.integers(4, 7))
     directions = (
         generator.uniform(0, 2 * np.pi) + 2 * np.pi * (np.arange(count) + generator.uniform(-0.2, 0.2, count)) / count
     )
     offsets = generator.uniform(0.5, 0.75, count)
-    radii = generator.uniform(0.45, 0.6, count)
-    radii = np.maximum(radii, 0.9 * offsets)
+    disc_radii = generator.uniform(0.45, 0.6, count)
+    disc_radii = np.maximum(disc_radii, 0.9 * offsets)
     radius = np.full(angle.shape, 0.6)
-    for direction, offset, disc in zip(directions, offsets, radii, strict=True):
+    for direction, offset, disc_radius in zip(directions, offsets, disc_radii, strict=True):
         along = offset * np.cos(angle - direction)
         across = offset * np.sin(angle - direction)
-        edge = along + np.sqrt(np.maximum(disc**2 - across**2, 0))
-        radius = np.maximum(radius, np.where(np.abs(across) < disc, edge, 0))
+        edge = along + np.sqrt(np.maximum(disc_radius**2 - across**2, 0))
+        radius = np.maximum(radius, np.where(np.abs(across) < disc_radius, edge, 0))
     return radius
 
 
 def _spicules(core: np.ndarray, centre_yx: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Up to 12 tapering rays that leave the core, a third to one of its radii long, at least two pixels."""
+    """Mask of up to 12 tapering rays that leave the core.
+
+    Each is a third to one of the core's radii long, and at least 2 pixels.
+    """
     radius = np.sqrt(core.sum() / np.pi)
     count = min(int(generator.integers(8, 13)), int(2 * radius))  # the rays of a small nodule must not run together
     directions = (
@@ -58,8 +69,63 @@ def _spicules(core: np.ndarray, centre_yx: np.ndarray, generator: np.random.Gene
     return rays
 
 
+def _check_arguments(
+    labels: np.ndarray, centre_yx: tuple[float, float], diameter_mm: float, pixel_spacing: float, shape: str
+) -> None:
+    if labels.ndim != 2:
+        raise ValueError(f"`semantic_map` has shape {labels.shape}, but one map (H, W) is needed.")
+    if shape not in SHAPES:
+        raise ValueError(f"`shape` is {shape!r}, but {', '.join(map(repr, SHAPES))} are known.")
+    low, high = DIAMETER_MM
+    if not low <= diameter_mm <= high:
+        raise ValueError(f"`diameter_mm` is {diameter_mm}, but nodules of {low:g} to {high:g} mm can be drawn.")
+    check_pixel_spacing(pixel_spacing)
+    if diameter_mm < pixel_spacing:
+        raise ValueError(f"`diameter_mm` is {diameter_mm}, less than one pixel of {pixel_spacing} mm.")
+    y, x = centre_yx
+    height, width = labels.shape
+    if not (0 <= y <= height - 1 and 0 <= x <= width - 1):
+        raise ValueError(f"`centre_yx` is ({y:g}, {x:g}), outside the map of {height}x{width} pixels.")
+
+
+def _check_place(
+    labels: np.ndarray,
+    core: tuple[np.ndarray, np.ndarray],
+    nodule: tuple[np.ndarray, np.ndarray],
+    centre_yx: tuple[float, float],
+) -> None:
+    """Refuse a nodule that would touch another, leave the body, or lie mostly outside the lungs.
+
+    Args:
+        labels: the map, (H, W).
+        core: rows and columns of the pixels of the nodule without its spicules.
+        nodule: rows and columns of all of its pixels.
+        centre_yx: row and column of its centre.
+    """
+    y, x = centre_yx
+    label_at_centre = LABEL_NAMES[labels[round(y), round(x)]]
+    mask = np.zeros(labels.shape, np.uint8)
+    mask[nodule] = 1
+    touched = cv2.dilate(mask, np.ones((3, 3), np.uint8)).astype(bool)
+    for number, neighbour in enumerate(find_nodules(labels), start=1):
+        if touched[neighbour.mask(labels.shape)].any():
+            neighbour_y, neighbour_x = neighbour.centroid_yx
+            raise ValueError(
+                f"The nodule at ({y:g}, {x:g}) would touch nodule {number} of the map "
+                f"({LABEL_NAMES[neighbour.label]}) at ({neighbour_y:.0f}, {neighbour_x:.0f})."
+            )
+    if not binary_fill_holes(labels != SemanticLabel.BACKGROUND)[nodule].all():
+        raise ValueError(f"The nodule at ({y:g}, {x:g}), on {label_at_centre}, would reach outside the body.")
+    share_in_lung = (labels[core] == SemanticLabel.LUNG).mean()
+    if share_in_lung < MIN_SHARE_IN_LUNG:
+        raise ValueError(
+            f"{share_in_lung:.0%} of the nodule at ({y:g}, {x:g}), on {label_at_centre}, would lie in lung, "
+            "but at least half of it must."
+        )
+
+
 def stamp_nodule(
-    semantic_map,
+    semantic_map: Any,
     centre_yx: tuple[float, float],
     diameter_mm: float,
     pixel_spacing: float,
@@ -67,26 +133,26 @@ def stamp_nodule(
     malignancy: float | Literal["benign", "malignant"] = 4,
     seed: int = 0,
 ) -> np.ndarray:
-    """A copy of the map with a nodule drawn into it, connected, with the area of a disc of `diameter_mm`.
+    """Draw a nodule into a copy of the map: connected, with the area of a disc of `diameter_mm`.
 
-    The spicules of a spiculated nodule come on top of that area: the diameter is that of its core. The nodule may reach into the chest
-    wall or the mediastinum and replaces what is there, but at least half of the core lies in lung.
+    The spicules of a spiculated nodule are added to that area: the diameter is that of its core. The nodule may reach
+    into the chest wall or the mediastinum and replaces what is there, but at least half of the core lies in lung.
 
     Args:
-        semantic_map: labels 0..7, (H, W).
+        semantic_map: labels 0..7, (H, W), in any form that `read_semantic_map` takes.
         centre_yx: row and column of its centre, pixels from the top left.
         diameter_mm: 3..60 mm.
         pixel_spacing: edge of a pixel in mm, 0.1..5.
         shape: "smooth" (nearly round), "lobulated" (4 to 6 lobes) or "spiculated" (up to 12 rays).
         malignancy: rating 1..5, "benign" (as 2) or "malignant" (as 4), which gives the label 5, 6 or 7.
-        seed: another seed, another outline (where the pixels are fine enough to show it).
+        seed: another seed gives another outline, where the pixels are fine enough to show it.
 
     Returns:
         `uint8` labels, (H, W).
 
     Raises:
-        ValueError: for a value outside these ranges, and where the nodule would leave the frame or the body, lie mostly outside the lungs,
-            or touch a nodule that is there, which is named.
+        ValueError: for a value outside these ranges, and where the nodule would leave the frame or the body, lie
+            mostly outside the lungs, or touch another nodule, which is named.
 
     Example:
         >>> labels = np.full((64, 64), 4, dtype=np.uint8)
@@ -95,69 +161,37 @@ def stamp_nodule(
         (103, 103)
     """
     labels = read_semantic_map(semantic_map).copy()
-    if labels.ndim != 2:
-        raise ValueError(f"`semantic_map` has shape {labels.shape}, but one map (H, W) is needed.")
-    if shape not in SHAPES:
-        raise ValueError(f"`shape` is {shape!r}, but {', '.join(map(repr, SHAPES))} are known.")
-    if not DIAMETER_MM[0] <= diameter_mm <= DIAMETER_MM[1]:
-        raise ValueError(
-            f"`diameter_mm` is {diameter_mm}, but nodules of {DIAMETER_MM[0]:g} to {DIAMETER_MM[1]:g} mm can be drawn."
-        )
-    if not 0.1 <= pixel_spacing <= 5:
-        raise ValueError(f"`pixel_spacing` is {pixel_spacing}, but the edge of a pixel of chest CT is 0.1..5 mm.")
-    if diameter_mm < pixel_spacing:
-        raise ValueError(f"`diameter_mm` is {diameter_mm}, less than one pixel of {pixel_spacing} mm.")
-    rating = malignancy_rating(malignancy)
+    _check_arguments(labels, centre_yx, diameter_mm, pixel_spacing, shape)
+    label = SemanticLabel.for_malignancy(malignancy_rating(malignancy))
     y, x = centre_yx
     height, width = labels.shape
-    if not (0 <= y <= height - 1 and 0 <= x <= width - 1):
-        raise ValueError(f"`centre_yx` is ({y:g}, {x:g}), outside the map of {height}x{width} pixels.")
 
     generator = np.random.default_rng(seed)
-    reach = (
-        int(np.ceil(1.25 * diameter_mm / pixel_spacing)) + 4
-    )  # a square that holds every outline; it may leave the frame
+    # half the edge of a square that holds every outline; the square may leave the frame
+    reach = int(np.ceil(1.25 * diameter_mm / pixel_spacing)) + 4
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1] + np.array([round(y), round(x)])[:, None, None]
     angle = np.arctan2(rows - y, columns - x)
     if shape == "lobulated":
-        radius = _lobes(angle, generator)
+        radius = _lobulated_outline(angle, generator)
     elif shape == "spiculated":
-        radius = _harmonics(angle, {2: 0.08, 3: 0.06, 5: 0.05, 7: 0.04}, generator)
+        radius = _wavy_outline(angle, SPICULATED_CORE_WAVES, generator)
     else:
-        radius = _harmonics(angle, {2: 0.08, 3: 0.03}, generator)
-    # the pixels nearest to the centre, counted in radii of the outline, as many as the disc has
+        radius = _wavy_outline(angle, SMOOTH_WAVES, generator)
+    # as many pixels as the disc has: those nearest to the centre, counted in radii of the outline
     area = max(1, round(np.pi * (diameter_mm / pixel_spacing / 2) ** 2))
     order = np.argsort((np.hypot(rows - y, columns - x) / radius).ravel(), kind="stable")
     core = np.zeros(rows.shape, dtype=bool)
     core.flat[order[:area]] = True
-    nodule = (
-        core | _spicules(core, np.array([y - rows[0, 0], x - columns[0, 0]]), generator)
-        if shape == "spiculated"
-        else core
-    )
+    nodule = core
+    if shape == "spiculated":
+        nodule = core | _spicules(core, np.array([y - rows[0, 0], x - columns[0, 0]]), generator)
 
-    if not ((rows >= 0) & (rows < height) & (columns >= 0) & (columns < width))[nodule].all():
+    inside_frame = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    if not inside_frame[nodule].all():
         raise ValueError(
             f"`centre_yx` is ({y:g}, {x:g}), too near to the edge of the map for a nodule of {diameter_mm:g} mm."
         )
-    core = rows[core], columns[core]
-    nodule = rows[nodule], columns[nodule]
-    here = LABEL_NAMES[labels[round(y), round(x)]]
-    painted = np.zeros(labels.shape, np.uint8)
-    painted[nodule] = 1
-    around = cv2.dilate(painted, np.ones((3, 3), np.uint8)).astype(bool)
-    for index, other in enumerate(find_nodules(labels), start=1):
-        if around[other.mask(labels.shape)].any():
-            where = f"({other.centroid_yx[0]:.0f}, {other.centroid_yx[1]:.0f})"
-            raise ValueError(
-                f"The nodule at ({y:g}, {x:g}) would touch nodule {index} of the map ({LABEL_NAMES[other.label]}) at {where}."
-            )
-    if not binary_fill_holes(labels != SemanticLabel.BACKGROUND)[nodule].all():
-        raise ValueError(f"The nodule at ({y:g}, {x:g}), on {here}, would reach outside the body.")
-    in_lung = (labels[core] == SemanticLabel.LUNG).mean()
-    if in_lung < 0.5:
-        raise ValueError(
-            f"{in_lung:.0%} of the nodule at ({y:g}, {x:g}), on {here}, would lie in lung, but at least half of it must."
-        )
-    labels[nodule] = SemanticLabel.for_malignancy(rating)
+    nodule_pixels = rows[nodule], columns[nodule]
+    _check_place(labels, (rows[core], columns[core]), nodule_pixels, centre_yx)
+    labels[nodule_pixels] = label
     return labels

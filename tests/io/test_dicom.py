@@ -1,4 +1,4 @@
-"""CT slices from DICOM, whole and broken, and their images in the dataset."""
+"""CT slices from DICOM, whole and broken."""
 
 import io
 import random
@@ -9,17 +9,9 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
 
-from lsdm_diffusers.data.dataset import decode_image, encode_image
-from lsdm_diffusers.io.dicom import DicomError, read_slice
+from lsdm_diffusers.io.dicom import DicomError, describe_error, index_dicom, read_slice
 
 from ..synthetic_dicom import thorax_hu, write_slice
-
-
-@pytest.mark.parametrize(("bit_depth", "error"), [(16, 0), (8, 4)])
-def test_an_image_comes_back_from_its_png(bit_depth, error):
-    hu = np.random.default_rng(0).integers(-1500, 1500, (32, 32))
-    back = decode_image(Image.open(io.BytesIO(encode_image(hu, bit_depth))))
-    assert np.abs(back - np.clip(hu, -1024, 800)).max() <= error
 
 
 def test_hounsfield_units_are_those_of_pydicom(tmp_path):
@@ -27,6 +19,7 @@ def test_hounsfield_units_are_those_of_pydicom(tmp_path):
     ct = read_slice(str(write_slice(tmp_path / "a.dcm", hu)))
     np.testing.assert_array_equal(ct.hu, hu)
     assert (ct.pixel_spacing_mm, ct.slice_thickness_mm, ct.contrast_used) == (0.7, 2.5, False)
+    assert (ct.patient_id, ct.sop_instance_uid) == ("LIDC-IDRI-0000", "1.2.3")
     assert read_slice(str(write_slice(tmp_path / "b.dcm", hu, ContrastBolusAgent="Omnipaque"))).contrast_used
 
 
@@ -113,3 +106,26 @@ def test_a_damaged_file_is_refused_with_the_reason(tmp_path, kind):
         path.write_bytes(b"" if kind == "empty" else random.Random(0).randbytes(5000))
     with pytest.raises(DicomError, match="unreadable|not a DICOM file|instead of|no rescale"):
         read_slice(str(path))
+
+
+def test_the_index_names_each_file_by_its_series_or_its_fault(tmp_path):
+    write_slice(tmp_path / "b" / "1.dcm", SMALL, SOPInstanceUID="1.1", InstanceNumber=4)
+    write_slice(tmp_path / "a" / "2", SMALL, SOPInstanceUID="1.2", ImagePositionPatient=None)
+    write_slice(tmp_path / "c.dcm", SMALL, SeriesInstanceUID="1.9", SOPInstanceUID="1.3")
+    (tmp_path / "noise.dcm").write_bytes(b"noise")
+    (tmp_path / "LICENSE").write_text("CC BY 3.0")
+    (tmp_path / "link.dcm").symlink_to(tmp_path / "c.dcm")
+    series, faults = index_dicom(tmp_path)
+    assert {uid: [file.sop_instance_uid for file in files] for uid, files in series.items()} == {
+        "1.2": ["1.2", "1.1"],
+        "1.9": ["1.3"],
+    }
+    without_position, with_position = series["1.2"]
+    assert without_position.z_mm is None
+    assert (with_position.z_mm, with_position.instance_number, with_position.patient_id) == (0, 4, "LIDC-IDRI-0000")
+    assert faults == [(str(tmp_path / "noise.dcm"), "not a DICOM file")]
+
+
+def test_the_description_of_an_error_names_no_path_and_no_address():
+    assert describe_error(ValueError("'/home/a/b.dcm' of\n<object at 0x7f00>")) == "ValueError: ... of ..."
+    assert describe_error(FileNotFoundError(2, "No such file", "/home/a")) == "FileNotFoundError: No such file"

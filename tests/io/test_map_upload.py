@@ -1,3 +1,5 @@
+"""Uploaded files, good, wrong and harmful, as semantic maps."""
+
 import gzip
 import io
 import os
@@ -89,13 +91,13 @@ def test_a_map_is_read_however_it_is_stored(labels, tmp_path):
         np.testing.assert_array_equal(upload.semantic_map, labels, err_msg=path.name)
         assert upload.semantic_map.dtype == np.uint8 and upload.kind == "map" and upload.hu is None
         assert upload.pixel_spacing == 0.7 and "0.7 mm is assumed" in upload.message
-    told = read_map_upload(paths[0], pixel_spacing=0.9)
-    assert told.pixel_spacing == 0.9 and "assumed" not in told.message
+    upload = read_map_upload(paths[0], pixel_spacing=0.9)
+    assert upload.pixel_spacing == 0.9 and "assumed" not in upload.message
 
 
 @pytest.mark.parametrize("blend", [cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA])
 def test_an_antialiased_edge_makes_no_third_label(blend):
-    """High density blended with soft tissue has nearly the colour of the body; a disc of every label stands in each other one."""
+    """Discs of each label lie in each other label; high density blended with soft tissue looks like body."""
     for inside in range(8):
         for outside in {*range(8)} - {inside}:
             large = np.full((256, 256), outside, np.uint8)
@@ -171,7 +173,7 @@ def wrong_files(folder, labels):
     nan[3, 4:6] = np.nan
     contents = {
         "empty": ("is empty", b""),
-        "text": ("neither PNG, DICOM nor .npy; needed is a semantic map", b"hello" * 50),
+        "text": ("neither PNG, DICOM nor .npy; upload a semantic map", b"hello" * 50),
         "jpeg": ("neither PNG, DICOM nor .npy", jpeg.getvalue()),
         "gzip": ("neither PNG, DICOM nor .npy", gzip.compress(good_png.getvalue())),
         "npz": ("neither PNG, DICOM nor .npy", zipped.getvalue()),
@@ -190,7 +192,10 @@ def wrong_files(folder, labels):
             "much more than the pixels of one slice need",
             png(128, 128, zeros, more=chunk(b"abCd", b"") * 150_000),
         ),
-        "spacing": ("pixel spacing that is none", png(128, 128, zeros, more=chunk(b"tEXt", b"pixel_spacing_mm\0nan"))),
+        "spacing": (
+            "states an impossible pixel spacing",
+            png(128, 128, zeros, more=chunk(b"tEXt", b"pixel_spacing_mm\0nan")),
+        ),
         "dicom bomb": ("instead of \\(512, 512\\)", ("PixelData", JPEG2000Lossless, encapsulate([stream.getvalue()]))),
         "half dicom": ("DICOM file is damaged or cut off", good_dicom[: len(good_dicom) // 2]),
         "dicom signature alone": ("DICOM file", good_dicom[:132]),
@@ -204,7 +209,7 @@ def wrong_files(folder, labels):
             ".npy file is damaged",
             b"\x93NUMPY\x01\x00\x20\x00" + b"__import__('os').abort()".ljust(32) + bytes(99),
         ),
-        "pickle": (".npy file is damaged, cut off, or holds something else than numbers", pickled.getvalue()),
+        "pickle": (".npy file is damaged, cut off, or holds something other than numbers", pickled.getvalue()),
     }
     for name, (message, content) in contents.items():
         path = folder / name
@@ -221,9 +226,9 @@ def wrong_files(folder, labels):
         "type bool": hu > 0,
         "type str": np.full((128, 128), "a"),
         "2 pixels without a number": nan,
-        "values 0 to 1 are no HU": (hu > 0).astype(np.float32),
-        "values 24 to 1424 are no HU": hu + 1024,
-        "values -1000 to -1000 are no HU": np.full((128, 128), -1000),
+        "values 0 to 1 are not HU": (hu > 0).astype(np.float32),
+        "values 24 to 1424 are not HU": hu + 1024,
+        "values -1000 to -1000 are not HU": np.full((128, 128), -1000),
         "64x64 pixels, but 128 to 1024 a side": hu[:64, :64],
     }.items():
         path = folder / f"array-{next(number)}.npy"
@@ -231,11 +236,11 @@ def wrong_files(folder, labels):
         yield message, path
     grey = np.clip((hu.astype(int) + 1024) // 8, 0, 255).astype(np.uint8)
     for message, image in {
-        "colour picture and no semantic map": photo,
+        "colour picture and not a semantic map": photo,
         "grey picture with values up to 178, which are neither labels nor HU": grey,
-        "grey picture with values up to 178.*needed is": np.dstack([grey] * 3),
+        "grey picture with values up to 178.*upload a semantic map": np.dstack([grey] * 3),
         "grey picture with values up to 8": np.where(labels == 7, 8, labels).astype(np.uint8),
-        "values -1016 to -976 are no HU": np.where(labels == 1, 48, 8).astype(np.uint16),
+        "values -1016 to -976 are not HU": np.where(labels == 1, 48, 8).astype(np.uint16),
         "background only": np.zeros((128, 128), np.uint8),
         "2048x128 pixels, but 128 to 1024": np.ones((128, 2048), np.uint8),
     }.items():
@@ -243,8 +248,8 @@ def wrong_files(folder, labels):
     yield "modality 'MR' instead of CT", write_slice(folder / "mr.dcm", hu, Modality="MR")
     yield "modality 'imgonerror' instead", write_slice(folder / "html.dcm", hu, Modality="<img&onerror>")
     os.mkfifo(folder / "fifo")
-    yield "no file", folder / "fifo"
-    yield "no file", folder
+    yield "not a file", folder / "fifo"
+    yield "not a file", folder
     yield "cannot be read", folder / "absent.png"
 
 
@@ -255,12 +260,11 @@ def test_each_wrong_file_gets_one_plain_sentence_and_leaves_none(labels, tmp_pat
     files = list(wrong_files(tmp_path / "uploads", labels))
     before = sorted(tmp_path.rglob("*"))
     for message, path in files:
-        with pytest.raises(ValueError, match=message) as told:
+        with pytest.raises(ValueError, match=message) as raised:
             read_map_upload(path)
-        text = str(told.value)
-        assert text.endswith(".") and "\n" not in text and str(tmp_path) not in text and not set(text) & set("<>"), (
-            text
-        )
+        text = str(raised.value)
+        assert text.endswith(".") and "\n" not in text, text
+        assert str(tmp_path) not in text and not set(text) & set("<>"), text
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -287,7 +291,7 @@ def test_a_png_that_unpacks_to_more_than_its_header_says_costs_no_more(tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40 * 1024  # KiB
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # which tells of each odd element
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # pydicom warns of each odd element
 def test_any_damage_ends_in_a_sentence_or_a_map(labels, tmp_path):
     random = np.random.default_rng(1)
     hu = thorax_hu()[::4, ::4]

@@ -1,5 +1,8 @@
+"""Nodules drawn into a map: area, shape, label, and what is refused."""
+
 import numpy as np
 import pytest
+from skimage.measure import perimeter
 
 from lsdm_diffusers.io.nodule_stamp import SHAPES, stamp_nodule
 from lsdm_diffusers.semantic_map import find_nodules
@@ -17,9 +20,7 @@ def thorax():
 
 
 def perimeter_over_area(nodule):
-    """1 for a disc, more for an outline that is longer than need be."""
-    from skimage.measure import perimeter
-
+    """1 for a disc; more for a longer outline around the same area."""
     return perimeter(np.pad(nodule.box_mask, 1)) / np.sqrt(4 * np.pi * nodule.area)
 
 
@@ -93,7 +94,7 @@ def test_it_may_reach_into_the_chest_wall(thorax):
         ({"malignancy": "bad"}, "`malignancy` is 'bad'"),
     ],
 )
-def test_what_cannot_be_drawn_is_told(thorax, arguments, message):
+def test_what_cannot_be_drawn_is_refused(thorax, arguments, message):
     with pytest.raises(ValueError, match=message):
         stamp_nodule(thorax, **{"centre_yx": (60, 60), "diameter_mm": 10, "pixel_spacing": 0.7, **arguments})
 

@@ -1,10 +1,9 @@
-"""training/prepare_ct.py: any CT in DICOM, with computed maps or one's own, through the real command."""
+"""training/prepare_ct.py: any CT in DICOM, with computed maps or the user's own, through the real command."""
 
 import csv
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,14 +14,16 @@ from lsdm_diffusers.data.dataset import FEATURES, decode_image
 from lsdm_diffusers.labels import SemanticLabel
 from lsdm_diffusers.segmentation import semantic_map_from_hu
 
+from ..conftest import TRAINING
 from ..synthetic_dicom import thorax_hu, write_slice
 
-SCRIPT = Path(__file__).parents[2] / "training" / "prepare_ct.py"
+pytestmark = pytest.mark.slow
+SCRIPT = TRAINING / "prepare_ct.py"
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """Two series of three slices, one of a patient whose id is a path, and a series of another modality; files with faults."""
+    """Two series of three slices, one of a patient whose id is a path; a series of another modality; faulty files."""
     folder = tmp_path_factory.mktemp("ct")
     for series, patient in (("1.1", "../../outside"), ("1.2", "B")):
         for number in range(3):
@@ -116,9 +117,9 @@ def test_own_maps_are_taken_and_their_nodules_listed(archive, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--dicom_dir", "nowhere", "--output_dir", "x"), "--dicom_dir is nowhere, but that is no folder"),
-        (("--dicom_dir", ".", "--output_dir", "x", "--slice_fraction", "2"), "--slice_fraction is 2.0"),
-        (("--dicom_dir", ".", "--output_dir", "x", "--num_proc", "0"), "--num_proc is 0"),
+        (("--dicom_dir", "nowhere", "--output_dir", "x"), "--dicom_dir is nowhere, but that is not a folder"),
+        (("--dicom_dir", ".", "--output_dir", "x", "--slice_fraction", "2"), "`slice_fraction` is 2.0"),
+        (("--dicom_dir", ".", "--output_dir", "x", "--num_proc", "0"), "`num_proc` is 0"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsdm_diffusers.data.dataset import pixels_of, scaled_pixels
+from lsdm_diffusers.data.dataset import scaled_pixels, slice_pixels
 from lsdm_diffusers.training.data import crop_corner
 
 
@@ -27,10 +27,10 @@ def test_a_blank_background_ends_off_the_skin():
     labels[10:30, 20:40] = 1
     labels[18:22, 28:32] = 0  # air inside the body: stays
     image = Image.fromarray(np.full((40, 60), 500, np.uint16))
-    pixels, plain = pixels_of(image, labels, blank_background=True), scaled_pixels(image)
+    pixels, plain = slice_pixels(image, labels, blank_background=True), scaled_pixels(image)
     blank = np.ones((40, 60), bool)
     blank[7:33, 17:43] = False
     assert (pixels[:7] == -1).all() and (pixels[:, :17] == -1).all() and (pixels[blank] == -1).all()
     np.testing.assert_array_equal(pixels[10:30, 20:40], plain[10:30, 20:40])
     np.testing.assert_array_equal(pixels[8:10, 20:40], plain[8:10, 20:40])  # the edge of the skin
-    np.testing.assert_array_equal(pixels_of(image, labels, blank_background=False), plain)
+    np.testing.assert_array_equal(slice_pixels(image, labels, blank_background=False), plain)

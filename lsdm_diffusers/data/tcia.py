@@ -1,0 +1,151 @@
+"""A folder of public collections of The Cancer Imaging Archive (TCIA), which the small checkpoint was trained on.
+
+The folder holds one sub-folder for each collection: axial slices (DICOM, also inside .tar.xz archives), and in
+`lidc-nodule-patches/` patches of 71x71 pixels around rated nodules of LIDC-IDRI (`patches_hu.npz`, `index.csv`).
+"""
+
+import csv
+import hashlib
+import logging
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..hounsfield import HU_MAX, HU_MIN
+from ..io.dicom import DicomError, read_slice
+from ..nodule_features import NODULE_FEATURES
+from ..segmentation import contour_mask
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CollectionSlice:
+    """One axial slice of a collection."""
+
+    patient_id: str
+    sop_instance_uid: str
+    hu: np.ndarray  # (H, W) float32, clipped to [-1024, 800]
+    pixel_spacing_mm: float
+
+
+@dataclass(frozen=True)
+class NodulePatch:
+    """The surroundings of one rated nodule, in the slice of its largest outline."""
+
+    hu: np.ndarray  # (71, 71) float32, clipped to [-1024, 800]
+    mask: np.ndarray  # (71, 71) boolean: the pixels of the nodule
+    corner_yx: tuple[int, int]  # row and column of the top left of the patch in the slice
+    patient_id: str
+    sop_instance_uid: str  # of the slice
+    pixel_spacing_mm: float
+    ratings: dict[str, float]  # by feature, 1..5
+
+    def slice_mask(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The pixels of the nodule in the whole slice, boolean of `shape` (H, W)."""
+        return self.mask_at(self.corner_yx, shape)
+
+    def mask_at(self, corner_yx: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
+        """The pixels of the nodule in a slice of `shape` (H, W) that holds the patch at another place.
+
+        Args:
+            corner_yx: row and column of the top left of the patch.
+            shape: of the slice, (H, W).
+        """
+        whole = np.zeros(shape, dtype=bool)
+        y, x = corner_yx
+        whole[y : y + self.mask.shape[0], x : x + self.mask.shape[1]] = self.mask
+        return whole
+
+
+def in_validation(patient_id: str, percent: int) -> bool:
+    """Whether a patient belongs to the validation split of the small checkpoint.
+
+    The patient id alone decides, so other patients in the folder do not change it.
+
+    Args:
+        patient_id: of the collection.
+        percent: share of the patients, on average, 0..100.
+    """
+    return int(hashlib.sha256(patient_id.encode()).hexdigest(), 16) % 100 < percent
+
+
+def read_collection_slices(data_dir: Path) -> Iterator[CollectionSlice]:
+    """Read every axial CT slice of the folder and its archives.
+
+    Other DICOM files, such as segmentations, are passed over with a warning.
+
+    Args:
+        data_dir: folder of the collections.
+
+    Raises:
+        ValueError: for a folder without DICOM files and archives.
+    """
+    if not any(data_dir.glob("*/*.tar.xz")) and not any(data_dir.rglob("*.dcm")):
+        raise ValueError(
+            f"`data_dir` is {data_dir}, but it holds no DICOM files (*.dcm) and no .tar.xz archives of them."
+        )
+    return _read_slices(data_dir)
+
+
+def _read_slices(data_dir: Path) -> Iterator[CollectionSlice]:
+    with tempfile.TemporaryDirectory() as unpacked:
+        for archive in sorted(data_dir.glob("*/*.tar.xz")):
+            with tarfile.open(archive) as tar:
+                tar.extractall(Path(unpacked) / archive.parent.name, filter="data")
+        paths = sorted(path for root in (data_dir, Path(unpacked)) for path in root.rglob("*.dcm"))
+        for path in tqdm(paths, desc="slices"):
+            try:
+                ct = read_slice(str(path), whole_hu=False)
+            except DicomError as error:
+                folder = unpacked if path.is_relative_to(unpacked) else data_dir
+                logger.warning("%s is left out: %s", path.relative_to(folder), error)
+                continue
+            yield CollectionSlice(
+                ct.patient_id,
+                ct.sop_instance_uid,
+                np.clip(ct.hu, HU_MIN, HU_MAX),
+                ct.pixel_spacing_mm,
+            )
+
+
+def read_nodule_patches(folder: Path) -> list[NodulePatch]:
+    """Read the rated nodules of `lidc-nodule-patches`.
+
+    Args:
+        folder: that of `patches_hu.npz` and `index.csv`.
+
+    Returns:
+        The patches in the order of the index.
+    """
+    hu = np.load(folder / "patches_hu.npz")["hu"]
+    patches = []
+    with open(folder / "index.csv", newline="") as file:
+        for patch, row in zip(hu, csv.DictReader(file), strict=True):
+            corner_yx = (int(row["row0"]), int(row["col0"]))
+            patches.append(
+                NodulePatch(
+                    hu=np.clip(patch, HU_MIN, HU_MAX).astype(np.float32),
+                    mask=contour_mask(_read_contour(row["contour_xy"], corner_yx), patch.shape),
+                    corner_yx=corner_yx,
+                    patient_id=row["patient_id"],
+                    sop_instance_uid=row["SOPInstanceUID"],
+                    pixel_spacing_mm=float(row["pixel_spacing_mm"]),
+                    ratings={name: float(row[name]) for name in NODULE_FEATURES},
+                )
+            )
+    return patches
+
+
+def _read_contour(text: str, corner_yx: tuple[int, int]) -> list[tuple[float, float]]:
+    """Points (column, row) in the patch, of a text "x;y|x;y|...|" in pixels of the slice."""
+    points = []
+    for point in text.strip("|").split("|"):
+        x, y = point.split(";")
+        points.append((float(x) - corner_yx[1], float(y) - corner_yx[0]))
+    return points
