@@ -1,5 +1,6 @@
 """The pictures of the report. All of them can be read at the width of a page, which is about 900 pixels."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from .response_tables import FEWEST_SCALES
 from .results import ControlResults
 
 PAGE = 9.0  # inches across a picture
-DOTS_PER_INCH = 110
-FONT_SIZE = 8.5  # points: 12 pixels where the picture is 900 pixels wide
+DOTS_PER_INCH = 100
+FONT_SIZE = 8.5  # points: 12 pixels at the width of a page
 COLOURS = {Pole.LOW: "tab:blue", Pole.HIGH: "tab:red"}
+TITLE_WIDTH = 12  # characters above a panel of the ladder
 LADDER_STEPS = 3  # scales that the ladder shows on either side of the unguided image
 
 
@@ -48,7 +50,7 @@ def save_pictures(results: ControlResults, folder: Path, num_nodules: int) -> No
 def dose_picture(results: ControlResults) -> Figure:
     """Area, density, judge and guiding classifier against s, a row for each feature, with 95% intervals."""
     figure = Figure(figsize=(PAGE, 0.9 * PAGE), layout="constrained")
-    scales = results.scales("malignancy")
+    scales = sorted({scale for feature in NODULE_FEATURES for scale in results.scales(feature)})
     panels = figure.subplots(len(NODULE_FEATURES), 4, sharex=True)
     for axes, feature in zip(panels, NODULE_FEATURES, strict=True):
         judge, classifier = f"judge {feature}", f"classifier {feature}"
@@ -64,7 +66,7 @@ def dose_picture(results: ControlResults) -> Figure:
             axis.axhline(0, color="grey", linestyle=":")
             axis.set_title(title)
         axes[0].set_ylabel(feature, fontweight="bold")
-        axes[0].legend(loc="upper left", frameon=False)
+        axes[0].legend(loc="best", frameon=False)
     for axis in panels[-1]:
         axis.set_xscale("log", base=2)
         axis.set_xticks(scales, [f"{scale:g}" for scale in scales])
@@ -181,5 +183,6 @@ def _nodule_rows(results: ControlResults, arms: Sequence[Arm], num_nodules: int)
             show_hu(axis, nodules.crops[arm][nodule])
     axes[0, 0].set_title("map")
     for axis, arm in zip(axes[0, 1:], arms, strict=True):
-        axis.set_title(f"{arm.title}\ns = {arm.scale:g}" if arm.feature else arm.title)
+        title = textwrap.fill(arm.title, TITLE_WIDTH)
+        axis.set_title(f"{title}\ns = {arm.scale:g}" if arm.feature else title)
     return figure

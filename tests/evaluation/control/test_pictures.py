@@ -36,7 +36,7 @@ def test_the_ladder_shows_three_scales_on_either_side(pictured):
 def test_the_controls_show_texture_sham_and_shuffled(pictured):
     figure = controls_picture(pictured, 3)
     assert len(titles(figure)) <= 9
-    assert {"texture 1\ns = 8", "sham -\ns = 16", "shuffled malignant\ns = 16"} <= set(titles(figure))
+    assert {"texture 1\ns = 8", "sham -\ns = 16", "shuffled\nmalignant\ns = 16"} <= set(titles(figure))
 
 
 def test_few_scales_are_all_shown_once(pictured):
