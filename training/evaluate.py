@@ -189,7 +189,7 @@ def open_data(args: argparse.Namespace) -> tuple[list[EvaluationSlice], list[Eva
 
 
 def count_nodules(slices: Sequence[EvaluationSlice]) -> int:
-    return sum(len(drawn.nodules) for drawn in slices)
+    return sum(len(ct_slice.nodules) for ct_slice in slices)
 
 
 def guiding_features(pipe: DiffusionPipeline, arm: str) -> list[str]:
@@ -234,16 +234,16 @@ def make_arm(
             nodule_features=[job.slice.true_ratings(features) for job in batch] if features else None,
         )
 
-    files = {seed: [folder / f"seed-{seed}" / f"{drawn.number}.png" for drawn in slices] for seed in args.seeds}
+    files = {seed: [folder / f"seed-{seed}" / f"{ct_slice.number}.png" for ct_slice in slices] for seed in args.seeds}
     jobs: dict[Path, Job] = {}
     for seed, seed_files in files.items():
-        jobs |= {file: Job(drawn, seed) for file, drawn in zip(seed_files, slices, strict=True)}
+        jobs |= {file: Job(ct_slice, seed) for file, ct_slice in zip(seed_files, slices, strict=True)}
     make_missing(accelerator, jobs, make_batch, method.name, args.sample_batch_size)
     return files
 
 
 def describe_setting(args: argparse.Namespace, slices: Sequence[EvaluationSlice]) -> str:
-    patients = len({drawn.patient_id for drawn in slices})
+    patients = len({ct_slice.patient_id for ct_slice in slices})
     parts = [
         f"{len(slices)} slices of {patients} patients (split {args.split}), {count_nodules(slices)} nodules, "
         f"{len(args.seeds)} seed(s)",
@@ -280,28 +280,41 @@ def report_text(results: Mapping[str, Summary], setting: str) -> str:
 
 
 def draw_pictures(folder: Path, slices: Sequence[EvaluationSlice], images: Mapping[str, Sequence[np.ndarray]]) -> None:
-    """samples.png: map, real slice and every method; nodules.png: the same around the first nodule of a map.
+    """samples.png: map, real slice and every method; nodules.png: the same around the first nodule of each map.
 
     Args:
         folder: of the two pictures.
         slices: the real slices and their maps.
         images: {method: a slice in HU of each map}.
     """
-    columns = {"real": [drawn.hu for drawn in slices], **images}
-    for file, count in (("samples.png", DEPICTED_SLICES), ("nodules.png", DEPICTED_NODULES)):
-        depicted = evenly_spread(len(slices), count)
-        figure, axes = panel_grid(len(depicted), 1 + len(columns), width=2.4)
-        for line, index in zip(axes, depicted, strict=True):
-            semantic_map = slices[index].semantic_map
-            window = (slice(None), slice(None))
-            if file == "nodules.png":
-                window = centred_window(semantic_map.shape, slices[index].nodules[0].centroid_yx, CROP)
-            show_map(line[0], semantic_map[window])
-            for axis, column in zip(line[1:], columns.values(), strict=True):
-                show_hu(axis, column[index][window])
-        for axis, title in zip(axes[0], ("map", *columns), strict=True):
-            axis.set_title(title, fontsize=9)
-        figure.savefig(folder / file, dpi=90)
+    columns = {"real": [ct_slice.hu for ct_slice in slices], **images}
+    whole = (slice(None), slice(None))
+    depicted = {index: whole for index in evenly_spread(len(slices), DEPICTED_SLICES)}
+    draw_picture(folder / "samples.png", slices, columns, depicted)
+    with_nodules = [index for index, ct_slice in enumerate(slices) if ct_slice.nodules]
+    depicted = {}
+    for position in evenly_spread(len(with_nodules), DEPICTED_NODULES):
+        index = with_nodules[position]
+        ct_slice = slices[index]
+        depicted[index] = centred_window(ct_slice.semantic_map.shape, ct_slice.nodules[0].centroid_yx, CROP)
+    draw_picture(folder / "nodules.png", slices, columns, depicted)
+
+
+def draw_picture(
+    file: Path,
+    slices: Sequence[EvaluationSlice],
+    columns: Mapping[str, Sequence[np.ndarray]],
+    depicted: Mapping[int, tuple[slice, slice]],
+) -> None:
+    """A line for each depicted slice {index: window}: its map, then every column."""
+    figure, axes = panel_grid(len(depicted), 1 + len(columns), width=2.4)
+    for line, (index, window) in zip(axes, depicted.items(), strict=True):
+        show_map(line[0], slices[index].semantic_map[window])
+        for axis, images in zip(line[1:], columns.values(), strict=True):
+            show_hu(axis, images[index][window])
+    for axis, title in zip(axes[0], ("map", *columns), strict=True):
+        axis.set_title(title, fontsize=9)
+    figure.savefig(file, dpi=90)
 
 
 def write_report(

@@ -76,7 +76,7 @@ class Comparison:
             pairs = paired_metrics(self.real_pixels, pixels, self.lpips)
         figures |= {name: float(values.mean()) for name, values in pairs.items()}
         figures |= self.set_distances(self.real_crops, nodule_crops(self.slices, images), "nodule_")
-        figures |= density_distances(self.slices, self.real, self.slices, images)
+        figures |= density_distances(self.slices, self.slices, images)
         with self.speed.clock("obedience", len(images)):
             figures |= obedience(self.slices, images)
         return figures
@@ -84,7 +84,7 @@ class Comparison:
     def yardstick(self, others: Sequence[EvaluationSlice]) -> Figures:
         """The distances of the real slices to slices of other patients, and the obedience of the real slices."""
         other_images = [other.hu for other in others]
-        figures = density_distances(self.slices, self.real, others, other_images)
+        figures = density_distances(self.slices, others, other_images)
         figures |= self.set_distances(self.real_pixels, self.pixels(others, other_images))
         figures |= self.set_distances(self.real_crops, nodule_crops(others, other_images), "nodule_")
         return figures | obedience(self.slices, self.real)
@@ -92,7 +92,7 @@ class Comparison:
     def pixels(self, slices: Sequence[EvaluationSlice], images: Sequence[np.ndarray]) -> torch.Tensor:
         """Images in HU as the metrics take them, (N, 1, H, W), without the background where that was asked for."""
         if self.blank_background:
-            images = [blanked(hu, drawn.semantic_map) for drawn, hu in zip(slices, images, strict=True)]
+            images = [blanked(hu, ct_slice.semantic_map) for ct_slice, hu in zip(slices, images, strict=True)]
         return pixels_from_hu(images)
 
     def set_distances(self, real: torch.Tensor, other: torch.Tensor, prefix: str = "") -> Figures:
@@ -112,30 +112,28 @@ class Comparison:
 def nodule_crops(slices: Sequence[EvaluationSlice], images: Sequence[np.ndarray]) -> torch.Tensor:
     """The 64x64 pixels around each nodule of the maps, (N, 1, 64, 64) in [-1, 1]."""
     crops = []
-    for drawn, hu in zip(slices, images, strict=True):
-        crops += [hu[centred_window(hu.shape, nodule.centroid_yx, CROP)] for nodule in drawn.nodules]
+    for ct_slice, hu in zip(slices, images, strict=True):
+        crops += [hu[centred_window(hu.shape, nodule.centroid_yx, CROP)] for nodule in ct_slice.nodules]
     return pixels_from_hu(crops)
 
 
 def density_distances(
-    real_slices: Sequence[EvaluationSlice],
-    real: Sequence[np.ndarray],
-    slices: Sequence[EvaluationSlice],
-    images: Sequence[np.ndarray],
+    real_slices: Sequence[EvaluationSlice], slices: Sequence[EvaluationSlice], images: Sequence[np.ndarray]
 ) -> Figures:
     """Wasserstein-1 distances of the HU under each label, over the deviation of the real HU.
 
     Args:
-        real_slices: the slices that the real images are of.
-        real: a slice (H, W) in HU for each.
-        slices: the slices whose maps `images` were drawn from.
-        images: an image (H, W) in HU for each.
+        real_slices: the real slices.
+        slices: the slices whose maps belong to `images`.
+        images: an image (H, W) in HU for each of these.
 
     Returns:
         `hu_distance`, the mean over labels, and `hu_distance_lung`.
     """
-    real_hu = hu_by_label([drawn.semantic_map for drawn in real_slices], real)
-    hu = hu_by_label([drawn.semantic_map for drawn in slices], images)
+    real_hu = hu_by_label(
+        [ct_slice.semantic_map for ct_slice in real_slices], [ct_slice.hu for ct_slice in real_slices]
+    )
+    hu = hu_by_label([ct_slice.semantic_map for ct_slice in slices], images)
     distances = hu_distances(real_hu, hu)
     figures = {"hu_distance": float(np.mean(list(distances.values())))}
     if "lung" in distances:
@@ -146,10 +144,10 @@ def density_distances(
 def obedience(slices: Sequence[EvaluationSlice], images: Sequence[np.ndarray]) -> Figures:
     """How far the labels recomputed from images are those of the maps: means over slices, and over nodules."""
     values_by_name: dict[str, list[float]] = defaultdict(list)
-    for drawn, hu in zip(slices, images, strict=True):
-        of_slice = label_dice(drawn.semantic_map, hu, drawn.pixel_spacing)
-        of_nodules = nodule_obedience(drawn.semantic_map, hu, drawn.pixel_spacing)
-        for figures in (of_slice, *of_nodules):
+    for ct_slice, hu in zip(slices, images, strict=True):
+        slice_figures = label_dice(ct_slice.semantic_map, hu, ct_slice.pixel_spacing)
+        nodule_figures = nodule_obedience(ct_slice.semantic_map, hu, ct_slice.pixel_spacing)
+        for figures in (slice_figures, *nodule_figures):
             for name, value in figures.items():
                 values_by_name[name].append(value)
     return {name: float(np.mean(values)) for name, values in values_by_name.items()}

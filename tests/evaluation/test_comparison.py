@@ -27,7 +27,7 @@ def compared(dataset, tmp_path):
 
 def test_the_real_slices_have_no_distance_to_themselves(compared):
     slices, comparison = compared
-    figures = comparison.measure([drawn.hu for drawn in slices])
+    figures = comparison.measure([ct_slice.hu for ct_slice in slices])
     assert figures["ssim"] == pytest.approx(1) and figures["hu_distance"] == figures["hu_distance_lung"] == 0
     assert figures["fid"] == pytest.approx(0, abs=1e-6) and figures["nodule_fid"] == pytest.approx(0, abs=1e-6)
     # the yardstick is made of the same figures, without those of pairs
@@ -37,7 +37,7 @@ def test_the_real_slices_have_no_distance_to_themselves(compared):
 
 def test_darker_images_are_further_away(compared):
     slices, comparison = compared
-    near, far = (comparison.measure([drawn.hu - shift for drawn in slices]) for shift in (20, 100))
+    near, far = (comparison.measure([ct_slice.hu - shift for ct_slice in slices]) for shift in (20, 100))
     for name in ("fid", "nodule_fid", "hu_distance"):
         assert near[name] < far[name]
     assert near["psnr"] > far["psnr"]
@@ -45,8 +45,8 @@ def test_darker_images_are_further_away(compared):
 
 def test_speeds_are_kept_for_each_step(compared):
     slices, comparison = compared
-    comparison.measure([drawn.hu for drawn in slices])
-    comparison.measure([drawn.hu + 1 for drawn in slices])
+    comparison.measure([ct_slice.hu for ct_slice in slices])
+    comparison.measure([ct_slice.hu + 1 for ct_slice in slices])
     speeds = comparison.speed.images_a_second()
     assert speeds.keys() == {"features", "cached features", "pairs", "obedience"}
     assert all(np.isfinite(speed) and speed > 0 for speed in speeds.values())

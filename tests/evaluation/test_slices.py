@@ -19,8 +19,8 @@ def test_slices_are_the_rows_that_are_no_crops(dataset):
     split = load_dataset(str(dataset), split="validation")
     slices = slices_with_nodules(split)
     assert len(slices) == len(rows_of_slices(split)) == sum(kind != "nodule" for kind in split["kind"])
-    assert [drawn.number for drawn in slices] == list(range(len(slices)))
-    assert all(drawn.hu.shape == drawn.semantic_map.shape == (96, 96) for drawn in slices)
+    assert [ct_slice.number for ct_slice in slices] == list(range(len(slices)))
+    assert all(ct_slice.hu.shape == ct_slice.semantic_map.shape == (96, 96) for ct_slice in slices)
     assert slices_with_nodules(split, max_slices=1)[0].number == 0
 
 
@@ -37,9 +37,12 @@ def test_each_nodule_gets_its_own_ratings():
         {"centroid_yx": [64.0, 66.0], "malignancy": 5.0, "texture": None},
         {"centroid_yx": [14.0, 15.0], "malignancy": 2.0, "texture": 4.0},
     ]
-    drawn = EvaluationSlice(0, np.zeros((96, 96)), labels, entries, "p", 0.7)
-    assert drawn.true_ratings(["malignancy", "texture"]) == [{"malignancy": 2.0, "texture": 4.0}, {"malignancy": 5.0}]
-    assert drawn.nodules is drawn.nodules  # found once
+    ct_slice = EvaluationSlice(0, np.zeros((96, 96)), labels, entries, "p", 0.7)
+    assert ct_slice.true_ratings(["malignancy", "texture"]) == [
+        {"malignancy": 2.0, "texture": 4.0},
+        {"malignancy": 5.0},
+    ]
+    assert ct_slice.nodules is ct_slice.nodules  # found once
     assert nearest_entry(entries, (0, 0)) is entries[1]
 
 

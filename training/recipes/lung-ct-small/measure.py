@@ -103,17 +103,17 @@ def lung_difference(semantic_map: np.ndarray, hu: np.ndarray) -> float | None:
 
 def nodule_contrasts(sample: Sample) -> dict[str, list[float]]:
     """Mean HU of each nodule minus that of the lung around it, in the generated and in the real slice."""
-    drawn = sample.slice
+    ct_slice = sample.slice
     contrasts: dict[str, list[float]] = defaultdict(list)
-    for nodule in drawn.nodules:
-        mask = nodule.mask(drawn.semantic_map.shape)
+    for nodule in ct_slice.nodules:
+        mask = nodule.mask(ct_slice.semantic_map.shape)
         distance = distance_transform_edt(~mask)
         near = (distance > SURROUNDINGS[0]) & (distance <= SURROUNDINGS[1])
-        surroundings = near & (drawn.semantic_map == SemanticLabel.LUNG)
+        surroundings = near & (ct_slice.semantic_map == SemanticLabel.LUNG)
         if mask.sum() < MIN_NODULE_PIXELS or not surroundings.any():
             continue
-        solid = nearest_entry(drawn.entries, nodule.centroid_yx)["texture"] >= SOLID_TEXTURE
-        for prefix, image in (("", sample.generated), ("real_", drawn.hu)):
+        solid = nearest_entry(ct_slice.entries, nodule.centroid_yx)["texture"] >= SOLID_TEXTURE
+        for prefix, image in (("", sample.generated), ("real_", ct_slice.hu)):
             contrast = float(image[mask].mean() - image[surroundings].mean())
             contrasts[f"{prefix}nodule_contrast_hu"].append(contrast)
             if solid:
@@ -139,11 +139,11 @@ def measure_samples(samples: Sequence[Sample]) -> dict[str, list[float]]:
     """Dice of the labels, difference between the lungs, and contrasts of nodules."""
     values: dict[str, list[float]] = defaultdict(list)
     for sample in samples:
-        drawn = sample.slice
-        for name, value in label_dice(drawn.semantic_map, sample.generated, drawn.pixel_spacing).items():
+        ct_slice = sample.slice
+        for name, value in label_dice(ct_slice.semantic_map, sample.generated, ct_slice.pixel_spacing).items():
             values[name].append(value)
-        difference = lung_difference(drawn.semantic_map, sample.generated)
-        real_difference = lung_difference(drawn.semantic_map, drawn.hu)
+        difference = lung_difference(ct_slice.semantic_map, sample.generated)
+        real_difference = lung_difference(ct_slice.semantic_map, ct_slice.hu)
         if difference is not None and real_difference is not None:
             values["lung_difference_hu"].append(difference)
             values["real_lung_difference_hu"].append(real_difference)
@@ -168,7 +168,7 @@ def measure_densities(samples: Sequence[Sample], others: Sequence[EvaluationSlic
     maps = [sample.slice.semantic_map for sample in samples]
     real = hu_by_label(maps, [sample.slice.hu for sample in samples])
     generated = hu_by_label(maps, [sample.generated for sample in samples])
-    other = hu_by_label([drawn.semantic_map for drawn in others], [drawn.hu for drawn in others])
+    other = hu_by_label([ct_slice.semantic_map for ct_slice in others], [ct_slice.hu for ct_slice in others])
     distances, other_distances = hu_distances(real, generated), hu_distances(real, other)
     densities = {}
     for name in real:
@@ -208,10 +208,10 @@ def main() -> None:
 
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     samples = []
-    for drawn in slices:
+    for ct_slice in slices:
         with accelerator.autocast():
-            images = sample_hu(pipe, [drawn.semantic_map], [SEED], num_inference_steps=args.num_inference_steps)
-        samples.append(Sample(drawn, images[0]))
+            images = sample_hu(pipe, [ct_slice.semantic_map], [SEED], num_inference_steps=args.num_inference_steps)
+        samples.append(Sample(ct_slice, images[0]))
 
     values = measure_reconstruction(pipe.vae, splits[args.split], samples, args.num_crops) | measure_samples(samples)
     summary = summarise(values) | {"hu": measure_densities(samples, others)}
