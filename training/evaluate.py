@@ -117,7 +117,7 @@ def parse_args() -> argparse.Namespace:
         "--split", default="validation", help="split whose maps are sampled and whose slices are compared with"
     )
     data.add_argument(
-        "--max_samples", type=int, help="evaluate at most so many slices, evenly spread; default: all of the split"
+        "--max_samples", type=int, help="evaluate at most this many slices, evenly spread; default: all of the split"
     )
     metrics = parser.add_argument_group("metrics")
     metrics.add_argument(

@@ -64,7 +64,7 @@ def _with_log_area(descriptors: np.ndarray) -> np.ndarray:
 
 
 def _regression(feature: str, num_nodules: int) -> Pipeline:
-    """An unfitted model of one feature, for so many nodules."""
+    """An unfitted model of one feature, to be fitted on this number of nodules."""
     measures, network_features = slice(0, len(MEASURES)), slice(len(MEASURES), None)
     components = PCA(min(COMPONENTS, num_nodules - 1), whiten=True, random_state=0)
     columns = [

@@ -79,7 +79,7 @@ def slices_with_nodules(split: Dataset, max_slices: int | None = None) -> list[E
 
     Args:
         split: of a dataset.
-        max_slices: at most so many, evenly spread over the split; None for all.
+        max_slices: at most this many, evenly spread over the split; None for all.
     """
     rows = rows_of_slices(split)
     return [read_slice(rows[index], index) for index in evenly_spread(len(rows), max_slices)]

@@ -84,9 +84,9 @@ def test_samples_are_made_once_from_the_noise_of_their_name(tmp_path, pipe, data
     images = sample_windows(folder=tmp_path, batch_size=2, **arguments)
     file = window_file(tmp_path, windows[0], 0)
     made = file.stat().st_mtime_ns
-    again = sample_windows(folder=tmp_path, **arguments)
+    repeated = sample_windows(folder=tmp_path, **arguments)
     assert file.stat().st_mtime_ns == made
-    np.testing.assert_array_equal(images, again)
+    np.testing.assert_array_equal(images, repeated)
     alone = sample_windows(folder=tmp_path / "alone", **arguments)
     np.testing.assert_allclose(images, alone, atol=1)  # HU; a batch rounds in another order
     assert len({window_seed(window, seed) for window in windows for seed in (0, 1)}) == 4
