@@ -1,12 +1,25 @@
-"""The console command `lsdm-generate`: CT slices from a semantic map, with a preview and every parameter used."""
+"""The console command `lsdm-generate`: CT slices from a semantic map, with a preview and every parameter used.
+
+Torch and diffusers take seconds to import, so the arguments are read and checked as far as possible before that.
+"""
 
 import argparse
 import json
 import math
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-import torch
+from .version import __version__
+
+if TYPE_CHECKING:
+    import numpy as np
+    from diffusers import SchedulerMixin
+    from matplotlib.figure import Figure
+
+    from .pipeline_lsdm import LSDMGuidedPipeline
 
 EPILOG = """
 examples:
@@ -14,19 +27,31 @@ examples:
   lsdm-generate --semantic_map my_map.png --malignancy malignant --spiculation 5 --guidance_scale 8 --output ct
   lsdm-generate --scheduler DDIMScheduler --num_inference_steps 50 --num_images 4 --seed 7 --output ct
 
-For each image: image-N.png (8 bit, -1024..800 HU), image-N.npy (int16 HU), preview-N.png (map | lung window | soft-tissue window); and
-semantic_map.png and parameters.json. Not for clinical use.
+For each image: image-N.png (8 bit, -1024..800 HU), image-N.npy (int16 HU) and preview-N.png (map | lung window |
+soft-tissue window). Beside them: semantic_map.png and parameters.json. Not for clinical use.
 """
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
+PREVIEW_DPI = 110
+PREVIEW_INCHES = (15, 5.6)
 
 
-def parse_args(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+class OneLineParser(argparse.ArgumentParser):
+    """Ends with one line where an argument is wrong, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line, or `arguments` instead of it."""
+    parser = OneLineParser(
         prog="lsdm-generate",
-        description="Make lung CT slices from a semantic map: labels 0 background, 1 body, 2 soft tissue, 3 high density, 4 lung, "
-        "5/6/7 nodule with malignancy below/equal/above 3.",
+        description="Make lung CT slices from a semantic map. Its labels are 0 background, 1 body, 2 soft tissue, "
+        "3 high density, 4 lung, and 5/6/7 nodule with malignancy below/equal to/above 3.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--semantic_map", help="PNG of labels 0..7; default: the shipped map of LIDC-IDRI-0001")
     parser.add_argument(
         "--pretrained_model_name_or_path", help="folder or Hub id of a pipeline; default: the shipped small checkpoint"
@@ -37,49 +62,162 @@ def parse_args(arguments=None) -> argparse.Namespace:
     nodules.add_argument("--spiculation", type=float, help="rating 1 (none) .. 5 (marked)")
     nodules.add_argument("--texture", type=float, help="rating 1 (ground glass) .. 5 (solid)")
     nodules.add_argument(
-        "--guidance_scale", type=float, default=1.0, help="0 is off, 1 is Bayes' rule, more exaggerates (default 1)"
+        "--guidance_scale",
+        type=float,
+        default=1.0,
+        help="strength of the guidance: 0 is off, 1 is Bayes' rule, more exaggerates (default 1)",
     )
     nodules.add_argument(
-        "--guidance_order", choices=["sequential", "joint"], default="sequential", help="default sequential"
+        "--guidance_order",
+        choices=["sequential", "joint"],
+        default="sequential",
+        help="malignancy after the other features, or all in one gradient (default sequential)",
     )
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--scheduler", help="name of a diffusers scheduler class; default: the checkpoint's own")
     sampling.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps (default 25)")
     sampling.add_argument("--seed", type=int, default=0, help="same seed, same image (default 0)")
     sampling.add_argument("--num_images", type=int, default=1, help="images of the map (default 1)")
-    sampling.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="default: cuda where there is one, or cpu",
-    )
+    sampling.add_argument("--device", help="torch device; default: cuda where there is one, otherwise cpu")
     parser.add_argument(
         "--output", type=Path, default=Path("lsdm-output"), help="folder for the results (default lsdm-output)"
     )
     return parser.parse_args(arguments)
 
 
-def preview(semantic_map: np.ndarray, hu: np.ndarray, title: str):
-    """Figure: map with palette and legend | CT in lung window | CT in soft-tissue window. Rows are anterior to posterior."""
+def check_paths(semantic_map: str | None, checkpoint: str | None, output: Path) -> None:
+    """Check what the file system can tell about the paths, without reading a file.
+
+    Args:
+        semantic_map: path of the map, or None.
+        checkpoint: folder or Hub id (owner/name) of the pipeline, or None.
+        output: folder for the results, which need not exist.
+
+    Raises:
+        ValueError: for a missing file or folder, or a folder that cannot be made or written.
+    """
+    if semantic_map is not None and not Path(semantic_map).is_file():
+        raise ValueError(f"`--semantic_map` is {semantic_map}, but there is no such file.")
+    if checkpoint is not None:
+        if Path(checkpoint).exists():
+            if not (Path(checkpoint) / "model_index.json").is_file():
+                raise ValueError(
+                    f"`--pretrained_model_name_or_path` is {checkpoint}, but that is no folder of a pipeline: it has "
+                    "no model_index.json."
+                )
+        elif not HUB_ID.fullmatch(checkpoint):
+            raise ValueError(
+                f"`--pretrained_model_name_or_path` is {checkpoint}, but that is neither a folder here nor the id "
+                "(owner/name) of a pipeline on the Hub."
+            )
+    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise ValueError(f"`--output` is {output}, but {existing} is a file, and a folder is needed.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"`--output` is {output}, but {existing} is not writable.")
+
+
+def requested_features(args: argparse.Namespace) -> dict[str, str | float]:
+    """The nodule features that the command line asks for, as `nodule_features` of the pipeline takes them.
+
+    Raises:
+        ValueError: for a value that is not allowed.
+    """
+    from .nodule_features import NODULE_FEATURES, feature_target
+
+    features: dict[str, str | float] = {}
+    for name in NODULE_FEATURES:
+        value = getattr(args, name)
+        if value is not None:
+            features[name] = _number_or_word(value)
+            feature_target(name, features[name])
+    return features
+
+
+def _number_or_word(value: str | float) -> str | float:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def scheduler_class(name: str) -> "type[SchedulerMixin]":
+    """The class of diffusers' scheduler `name`.
+
+    Raises:
+        ValueError: for another name, or a flow-matching scheduler, which fits no model of noise or v.
+    """
+    import diffusers
+
+    found = getattr(diffusers, name, None)
+    if not isinstance(found, type) or not issubclass(found, diffusers.SchedulerMixin):
+        raise ValueError(
+            f"`--scheduler` is {name!r}, but a diffusers scheduler class such as DDIMScheduler is needed."
+        )
+    if not hasattr(found, "add_noise"):
+        raise ValueError(
+            f"`--scheduler` is {name!r}, but a flow-matching scheduler fits no model of noise or v; use DDIMScheduler."
+        )
+    return found
+
+
+def load_pipeline(checkpoint: str, scheduler: str | None, device: str | None) -> "LSDMGuidedPipeline":
+    """Load the pipeline for fast guidance on a device.
+
+    Args:
+        checkpoint: folder or Hub id.
+        scheduler: name of a diffusers scheduler class, or None for the checkpoint's own.
+        device: torch device, or None for cuda where there is one, otherwise cpu.
+
+    Raises:
+        ValueError: for a scheduler or device that does not exist.
+        OSError: for a checkpoint that cannot be loaded.
+    """
+    import torch
+
+    from .pipeline_lsdm import LSDMGuidedPipeline
+
+    exchanged = None if scheduler is None else scheduler_class(scheduler)
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ValueError(f"`--device` is {device!r}, but a torch device such as cpu or cuda is needed.") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`--device` is {device!r}, but torch finds no CUDA device here.")
+    pipe: LSDMGuidedPipeline = LSDMGuidedPipeline.from_pretrained(checkpoint).to(place)
+    for module in (pipe.vae, *pipe.classifiers.values()):
+        module.to(memory_format=torch.channels_last)  # makes guidance faster on a CPU
+    if exchanged is not None:
+        pipe.scheduler = exchanged.from_config(pipe.scheduler.config)
+    return pipe
+
+
+def preview(semantic_map: "np.ndarray", hu: "np.ndarray", title: str) -> "Figure":
+    """Figure of the map with palette and legend, the slice in the lung window, and in the soft-tissue window.
+
+    Args:
+        semantic_map: labels (H, W); rows go from anterior to posterior.
+        hu: the slice, (H, W), in HU.
+        title: above the three.
+    """
+    import numpy as np
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     from .hounsfield import WINDOWS
     from .labels import LABEL_NAMES, PALETTE
 
-    figure = Figure(figsize=(15, 5.6), layout="constrained")
+    figure = Figure(figsize=PREVIEW_INCHES, layout="constrained")
     axes = figure.subplots(1, 3)
     axes[0].imshow(PALETTE[semantic_map], interpolation="nearest")
     axes[0].set_title("semantic map")
-    present = np.unique(semantic_map)
     handles = [
         Patch(facecolor=PALETTE[label] / 255, edgecolor="grey", label=f"{label} {LABEL_NAMES[label]}")
-        for label in present
+        for label in np.unique(semantic_map)
     ]
     axes[0].legend(handles=handles, loc="upper left", fontsize=7, framealpha=0.8)
-    for axis, name, (level, width) in (
-        (axes[1], "lung window", WINDOWS["lung"]),
-        (axes[2], "soft-tissue window", WINDOWS["mediastinal"]),
-    ):
+    for axis, name, window in ((axes[1], "lung window", "lung"), (axes[2], "soft-tissue window", "mediastinal")):
+        level, width = WINDOWS[window]
         axis.imshow(hu, cmap="gray", vmin=level - width / 2, vmax=level + width / 2)
         axis.set_title(f"{name} (level {level} HU, width {width} HU)")
     for axis in axes:
@@ -88,97 +226,104 @@ def preview(semantic_map: np.ndarray, hu: np.ndarray, title: str):
     return figure
 
 
-def main(arguments=None) -> None:
-    """Run the command; `arguments` instead of those of the command line."""
-    args = parse_args(arguments)
+def save_slices(
+    folder: Path, semantic_map: "np.ndarray", slices: "np.ndarray", titles: Sequence[str], parameters: dict[str, Any]
+) -> None:
+    """Write the map, each slice with its preview, and the parameters.
+
+    Args:
+        folder: is made where it does not exist.
+        semantic_map: labels (H, W).
+        slices: (N, H, W), int16, in HU.
+        titles: of the previews.
+        parameters: content of parameters.json.
+    """
+    import numpy as np
+    import PIL.Image
+
+    from .hounsfield import grey_from_hu
+    from .semantic_map import semantic_map_image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    semantic_map_image(semantic_map).save(folder / "semantic_map.png")
+    for index, (hu, title) in enumerate(zip(slices, titles, strict=True)):
+        PIL.Image.fromarray(grey_from_hu(hu)).save(folder / f"image-{index}.png")
+        np.save(folder / f"image-{index}.npy", hu)
+        preview(semantic_map, hu, title).savefig(folder / f"preview-{index}.png", dpi=PREVIEW_DPI)
+    (folder / "parameters.json").write_text(json.dumps(parameters, indent=1, default=str) + "\n")
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Check the arguments, sample the slices and write them; returns how many there are.
+
+    Raises:
+        ValueError, OSError: for a bad argument, before anything is written.
+    """
+    check_paths(args.semantic_map, args.pretrained_model_name_or_path, args.output)
+    if args.num_images < 1:
+        raise ValueError(f"`--num_images` is {args.num_images}, but at least 1 is needed.")
+    if args.num_inference_steps < 1:
+        raise ValueError(f"`--num_inference_steps` is {args.num_inference_steps}, but at least 1 is needed.")
+    features = requested_features(args)
 
     import diffusers
-    from PIL import Image
+    import torch
 
     from .checkpoint import example_map, small_checkpoint
-    from .nodule_features import feature_target
-    from .pipeline_lsdm import LSDMGuidedPipeline
-    from .semantic_map import find_nodules, read_semantic_map, semantic_map_image
+    from .semantic_map import find_nodules, read_semantic_map
 
     map_path = args.semantic_map or example_map()
     checkpoint = args.pretrained_model_name_or_path or small_checkpoint()
-    try:
-        semantic_map = read_semantic_map(map_path)
-        features = {name: getattr(args, name) for name in ("malignancy", "lobulation", "spiculation", "texture")}
-        features = {name: value for name, value in features.items() if value is not None}
-        if features.get("malignancy") not in (None, "benign", "malignant"):
-            try:
-                features["malignancy"] = float(features["malignancy"])
-            except ValueError:
-                pass  # feature_target names what is allowed
-        for name, value in features.items():
-            feature_target(name, value)
-        if args.num_images < 1:
-            raise ValueError(f"`--num_images` is {args.num_images}, but at least 1 is needed.")
-        scheduler_class = getattr(diffusers, args.scheduler, None) if args.scheduler else None
-        if args.scheduler and not (
-            isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)
-        ):
-            raise ValueError(
-                f"`--scheduler` is {args.scheduler!r}, but a diffusers scheduler class such as DDIMScheduler is needed."
-            )
-        if scheduler_class and not hasattr(scheduler_class, "add_noise"):
-            raise ValueError(
-                f"`--scheduler` is {args.scheduler!r}, but a flow-matching scheduler fits no model of noise or v; take DDIMScheduler."
-            )
-        if args.output.exists() and not args.output.is_dir():
-            raise ValueError(f"`--output` is {args.output}, but that is a file, and a folder is needed.")
-        pipe = LSDMGuidedPipeline.from_pretrained(checkpoint).to(args.device)
-        for name, component in pipe.components.items():
-            if name.endswith("_classifier") and component is not None or name == "vae":
-                component.to(memory_format=torch.channels_last)  # makes guidance faster on a CPU
-        if scheduler_class:
-            pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
-        result = pipe(
-            semantic_map,
-            nodule_features=features or None,
-            num_inference_steps=args.num_inference_steps,
-            guidance_scale=args.guidance_scale,
-            guidance_order=args.guidance_order,
-            num_images_per_map=args.num_images,
-            generator=[torch.Generator().manual_seed(args.seed + index) for index in range(args.num_images)],
-            output_type="hu",
-        ).images
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"lsdm-generate: {error}") from error
+    semantic_map = read_semantic_map(map_path)
+    pipe = load_pipeline(checkpoint, args.scheduler, args.device)
+    seeds = [args.seed + index for index in range(args.num_images)]
+    slices: np.ndarray = pipe(
+        semantic_map,
+        nodule_features=features or None,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        guidance_order=args.guidance_order,
+        num_images_per_map=args.num_images,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="hu",
+        return_dict=False,
+    )[0]
 
-    args.output.mkdir(parents=True, exist_ok=True)
-    semantic_map_image(semantic_map).save(args.output / "semantic_map.png")
-    wanted = ", ".join(f"{name} {value}" for name, value in features.items()) or "no guidance"
-    for index, hu in enumerate(result):
-        grey = np.round((hu.astype(np.float32) + 1024) * (255 / 1824)).astype(np.uint8)
-        Image.fromarray(grey).save(args.output / f"image-{index}.png")
-        np.save(args.output / f"image-{index}.npy", hu)
-        title = (
-            f"{type(pipe.scheduler).__name__}, {args.num_inference_steps} steps, seed {args.seed + index}; {wanted}"
-        )
-        title += f", s = {args.guidance_scale:g}" if features else ""
-        preview(semantic_map, hu, title).savefig(args.output / f"preview-{index}.png", dpi=110)
+    scheduler = type(pipe.scheduler).__name__
+    asked = ", ".join(f"{name} {value}" for name, value in features.items()) or "no guidance"
+    scale = f", s = {args.guidance_scale:g}" if features else ""
+    titles = [f"{scheduler}, {args.num_inference_steps} steps, seed {seed}; {asked}{scale}" for seed in seeds]
     parameters = {
-        **{name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        **vars(args),
         "semantic_map": str(map_path),
         "pretrained_model_name_or_path": str(checkpoint),
-        "scheduler": type(pipe.scheduler).__name__,
-        # an infinite limit of some schedulers is no JSON number
+        "device": str(pipe.device),
+        "scheduler": scheduler,
         "scheduler_config": {
-            k: str(v) if v in (math.inf, -math.inf) else v
-            for k, v in pipe.scheduler.config.items()
-            if not k.startswith("_")
+            name: str(value) if value in (math.inf, -math.inf) else value  # an infinite limit is no JSON number
+            for name, value in pipe.scheduler.config.items()
+            if not name.startswith("_")
         },
         "nodule_features": features,
         "nodules": [
-            {"label": int(n.label), "centroid_yx": n.centroid_yx, "area": n.area} for n in find_nodules(semantic_map)
+            {"label": int(nodule.label), "centroid_yx": nodule.centroid_yx, "area": nodule.area}
+            for nodule in find_nodules(semantic_map)
         ],
-        "seeds": [args.seed + index for index in range(args.num_images)],
-        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+        "seeds": seeds,
+        "versions": {"lsdm_diffusers": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
     }
-    (args.output / "parameters.json").write_text(json.dumps(parameters, indent=1, default=str) + "\n")
-    print(f"{len(result)} slice(s) in {args.output}/: image-N.png, image-N.npy (HU), preview-N.png, parameters.json")
+    save_slices(args.output, semantic_map, slices, titles, parameters)
+    return len(slices)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; `arguments` instead of those of the command line."""
+    args = parse_args(arguments)
+    try:
+        count = generate(args)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"lsdm-generate: {error}") from None
+    print(f"{count} slice(s) in {args.output}/: image-N.png, image-N.npy (HU), preview-N.png, parameters.json")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class SemanticMapPipeline(DiffusionPipeline):
     @staticmethod
     def _read_maps(semantic_map: MapSources, multiple: int) -> np.ndarray:
         """Labels (B, H, W) of one map, a batch or a list of maps; H and W must be multiples of `multiple`."""
-        sources = semantic_map if isinstance(semantic_map, (list, tuple)) else [semantic_map]
+        sources: Sequence[Any] = semantic_map if isinstance(semantic_map, (list, tuple)) else [semantic_map]
         if not sources:
             raise ValueError("`semantic_map` is an empty list, but at least one map is needed.")
         stacks = [read_semantic_map(source) for source in sources]

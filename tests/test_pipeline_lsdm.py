@@ -391,8 +391,8 @@ def test_save_and_load(tmp_path, semantic_map):
     for name in ("vae", "unet", "malignancy_classifier", "texture_classifier"):
         saved, read = getattr(pipe, name).state_dict(), getattr(loaded, name).state_dict()
         assert saved.keys() == read.keys() and all(torch.equal(saved[key], read[key]) for key in saved), name
-    # Weights mapped from a file lie at any address, and CPU kernels round differently at unaligned ones. Copies give the
-    # very same image.
+    # Weights mapped from a file lie at any address, and CPU kernels round differently at unaligned ones. Copies give
+    # the very same image.
     for component in loaded.components.values():
         for parameter in component.parameters() if isinstance(component, torch.nn.Module) else ():
             parameter.data = parameter.data.clone()

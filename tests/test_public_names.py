@@ -5,13 +5,18 @@ published before unreadable, so these tests name each pinned module and say what
 """
 
 import importlib
+import inspect
 import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import lsdm_diffusers
 from lsdm_diffusers import LSDMGuidedPipeline, small_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -48,6 +53,46 @@ def test_pinned_names_stay_importable(module, name):
 @pytest.mark.parametrize("module, name", PINNED_BY_CHECKPOINTS)
 def test_classes_of_checkpoints_save_the_pinned_module(module, name):
     assert getattr(importlib.import_module(module), name).__module__ == module
+
+
+def test_the_package_gives_each_of_its_names():
+    names = {}
+    exec("from lsdm_diffusers import *", names)
+    assert set(lsdm_diffusers.__all__) <= set(names) and set(lsdm_diffusers.__all__) <= set(dir(lsdm_diffusers))
+    for name in lsdm_diffusers.__all__:
+        assert getattr(lsdm_diffusers, name) is names[name]
+    assert inspect.getfile(names["LSDMGuidedPipeline"]).endswith("pipeline_lsdm.py")
+    assert pickle.loads(pickle.dumps(names["LSDMGuidedPipeline"])) is LSDMGuidedPipeline
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        lsdm_diffusers.nothing  # noqa: B018
+    with pytest.raises(ImportError, match="nothing"):
+        exec("from lsdm_diffusers import nothing")
+
+
+def test_the_package_alone_loads_nothing_heavy():
+    code = (
+        "import sys, lsdm_diffusers\n"
+        "assert lsdm_diffusers.__version__ and 'LSDMGuidedPipeline' in dir(lsdm_diffusers)\n"
+        "assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "first_use",
+    [
+        "from lsdm_diffusers import LSDMGuidedPipeline",
+        "from lsdm_diffusers import small_checkpoint; small_checkpoint()",
+        "import lsdm_diffusers; lsdm_diffusers.guidance.noise_level",
+        "import lsdm_diffusers; lsdm_diffusers.semantic_map.find_nodules",
+    ],
+)
+def test_the_first_use_of_a_name_loads_every_pinned_module(first_use):
+    """diffusers' loader looks the classes of components up in `sys.modules` only."""
+    pinned = sorted({module for module, _ in PINNED_BY_CHECKPOINTS + PINNED_BY_USERS})
+    code = f"import sys\n{first_use}\nmissing = set({pinned}) - set(sys.modules)\nassert not missing, missing\n"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_shipped_checkpoint_names_pinned_modules_only():
