@@ -1,0 +1,1 @@
+"""The networks: U-Net and classifier of the method, the SPADE baseline, and distances between images."""

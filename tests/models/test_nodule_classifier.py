@@ -1,9 +1,10 @@
-"""NoduleClassifier: shapes, log p per sample, gradients, saving and errors."""
+"""The nodule classifier: shapes, log p of each sample, gradients, saving and errors."""
 
 import pytest
 import torch
 
 from lsdm_diffusers import NoduleClassifier
+from lsdm_diffusers.hounsfield import scaled_hu
 from lsdm_diffusers.nodule_features import NODULE_FEATURES
 
 from ..conftest import tiny_classifier
@@ -24,10 +25,10 @@ def images():
 
 def test_outputs_have_one_row_per_sample(classifier, images):
     shape = (3, 2) if classifier.config.objective == "classification" else (3,)
-    one_time, own_times = classifier(images, 10), classifier(images, torch.tensor([10, 500, 999]))
-    assert one_time.shape == own_times.shape == shape
-    assert torch.allclose(one_time[0], own_times[0], atol=1e-5)
-    assert not torch.allclose(one_time[1:], own_times[1:], atol=1e-5)  # the noise level matters
+    same_time, several_times = classifier(images, 10), classifier(images, torch.tensor([10, 500, 999]))
+    assert same_time.shape == several_times.shape == shape
+    assert torch.allclose(same_time[0], several_times[0], atol=1e-5)
+    assert not torch.allclose(same_time[1:], several_times[1:], atol=1e-5)  # the noise level matters
 
 
 def test_regression_starts_at_the_middle_of_the_scale(images):
@@ -59,9 +60,9 @@ def test_gradient_reaches_each_image_and_no_other(classifier, images):
     log_prob = classifier.requires_grad_(False).log_prob(images, 100, TARGETS[classifier.config.objective])
     (first,) = torch.autograd.grad(log_prob[0], images, retain_graph=True)
     assert first[0].abs().max() > 0 and first[1:].abs().max() == 0
-    (every,) = torch.autograd.grad(log_prob.sum(), images)
-    assert torch.isfinite(every).all() and (every.flatten(1).abs().amax(dim=1) > 0).all()
-    assert torch.allclose(every[0], first[0], atol=1e-6)
+    (batch,) = torch.autograd.grad(log_prob.sum(), images)
+    assert torch.isfinite(batch).all() and (batch.flatten(1).abs().amax(dim=1) > 0).all()
+    assert torch.allclose(batch[0], first[0], atol=1e-6)
 
 
 def test_saved_and_loaded_is_the_same(classifier, images, tmp_path):
@@ -135,7 +136,17 @@ def test_target_outside_its_range_is_refused(objective, target, message, images)
         tiny_classifier(feature, objective).log_prob(images, 10, target)
 
 
-def test_default_is_small_and_takes_every_feature():
+def test_the_check_of_targets_can_be_left_out(classifier, images):
+    target = TARGETS[classifier.config.objective]
+    checked, unchecked = (classifier.log_prob(images, 10, target, check_target=check) for check in (True, False))
+    assert torch.equal(checked, unchecked)
+    with pytest.raises(ValueError, match="`target` contains"):
+        classifier.log_prob(images, 10, target + 5)
+    if classifier.config.objective == "regression":
+        assert classifier.log_prob(images, 10, target + 5, check_target=False).shape == (3,)
+
+
+def test_default_is_small_and_takes_each_feature():
     for feature in NODULE_FEATURES:
         assert NoduleClassifier(feature, "regression").config.feature == feature
     assert sum(parameter.numel() for parameter in NoduleClassifier().parameters()) <= 1.1e6
@@ -147,7 +158,7 @@ def test_hu_thresholds_tell_ground_glass_from_solid(tmp_path):
     seen = []
     classifier.conv_in.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     hu = torch.tensor([-500.0, -900.0, 0.0, 700.0])
-    image = ((hu + 1024) / 912 - 1)[:, None, None, None].expand(-1, 1, 64, 64)
+    image = scaled_hu(hu)[:, None, None, None].expand(-1, 1, 64, 64)
     classifier.eval()(image, 10)
     steps = seen[0][:, 1:, 0, 0]
     torch.testing.assert_close(

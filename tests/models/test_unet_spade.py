@@ -1,3 +1,5 @@
+"""The U-Net: reuse of the modulation, what the map changes, gradients, saving and errors."""
+
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
