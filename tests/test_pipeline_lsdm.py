@@ -151,23 +151,22 @@ def test_batch_equals_single(pipe, semantic_map):
         torch.testing.assert_close(batch[index : index + 1], single, atol=1e-4, rtol=1e-4)
 
 
-SCHEDULERS = [
-    "DDPMScheduler",
+SCHEDULERS = ["DDPMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"]
+MORE_SCHEDULERS = [
     "DDIMScheduler",
-    "PNDMScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "UniPCMultistepScheduler",
     "DEISMultistepScheduler",
-    "EulerDiscreteScheduler",
+    "DPMSolverSinglestepScheduler",
     "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "LMSDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
 ]
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize(
+    "name", [*SCHEDULERS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_SCHEDULERS)]
+)
 def test_every_scheduler_runs_guided(pipe, semantic_map, name):
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
     plain, guided = (

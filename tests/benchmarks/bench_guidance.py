@@ -1,7 +1,10 @@
-"""One guidance evaluation (one nodule, four features) against one U-Net step at 128x128: python tests/benchmarks/bench_guidance.py
+"""One guidance evaluation (one nodule, four features) against one U-Net step at 128x128 latents.
 
-Shipped sizes and the thesis' full sizes (random weights), joint and sequential order; alternating in one process, medians of ratios.
-Autoencoder and classifiers in channels-last memory format, as `lsdm-generate` runs them, and, where it says so, in the default format.
+    python tests/benchmarks/bench_guidance.py
+
+It measures the shipped sizes and the thesis' full sizes (random weights) in joint and sequential order, alternating in
+one process, and prints medians of ratios. Autoencoder and classifiers are in channels-last memory format, as
+`lsdm-generate` runs them, and, where it says so, in the default format.
 """
 
 import argparse
@@ -12,10 +15,16 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 
 from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier, SpadeUNet2DModel, small_checkpoint
+from lsdm_diffusers.guidance import frozen
+from lsdm_diffusers.nodule_batch import guided_nodules
 from lsdm_diffusers.nodule_features import NODULE_FEATURES
 
+MAP_SIZE, LATENT_SIZE = 512, 128
+STEPS, STEP = 25, 10  # the step in the middle of a run that is measured
+FEATURES = {"malignancy": "malignant", "lobulation": 4, "spiculation": 4, "texture": 4}
 
-def full_size():
+
+def full_size() -> LSDMGuidedPipeline:
     vae = AutoencoderKL(
         in_channels=1,
         out_channels=1,
@@ -39,41 +48,43 @@ def full_size():
     return LSDMGuidedPipeline(vae=vae.eval(), unet=SpadeUNet2DModel().eval(), scheduler=scheduler, **classifiers)
 
 
-def measure(name, pipe, repeats, memory_format=torch.channels_last):
-    pipe.vae.requires_grad_(False).to(memory_format=memory_format)
-    for feature in NODULE_FEATURES:
-        getattr(pipe, f"{feature}_classifier").to(memory_format=memory_format)
-    labels = np.full((512, 512), 4, dtype=np.uint8)
+def measure(
+    name: str, pipe: LSDMGuidedPipeline, repeats: int, memory_format: torch.memory_format = torch.channels_last
+) -> None:
+    for module in (pipe.vae, *pipe.classifiers.values()):
+        module.to(memory_format=memory_format)
+    labels = np.full((MAP_SIZE, MAP_SIZE), 4, dtype=np.uint8)
     labels[240:260, 250:270] = 7
-    features = {"malignancy": "malignant", "lobulation": 4, "spiculation": 4, "texture": 4}
+    latents = torch.randn(1, 3, LATENT_SIZE, LATENT_SIZE)
     pipe._guidance_scale = 1.0
-    nodules = pipe._nodule_batch(labels[None], features, 1, (128, 128), torch.device("cpu"))
-    pipe.scheduler.set_timesteps(25)
-    t, next_t = pipe.scheduler.timesteps[10:12]
-    latents = torch.randn(1, 3, 128, 128)
-    with torch.no_grad():
-        modulation = pipe.unet.compute_modulation(torch.from_numpy(labels)[None].long(), 128)
+    nodules = guided_nodules(labels[None], FEATURES, pipe.classifiers, 1, pipe.vae_scale_factor, torch.device("cpu"))
+    pipe.scheduler.set_timesteps(STEPS)
+    timestep = pipe.scheduler.timesteps[STEP]
+    guidance = {order: pipe._settle_guidance(nodules, order, latents.shape) for order in ("joint", "sequential")}
+    with torch.no_grad(), frozen(*guidance["joint"].modules):
+        modulation = pipe.unet.compute_modulation(torch.from_numpy(labels)[None].long(), LATENT_SIZE)
         runs = {
-            "step": lambda: pipe.unet(torch.cat([latents, latents], dim=1), t, modulation=modulation),
-            "joint": lambda: pipe._guidance(latents, t, next_t, nodules, "joint"),
-            "sequential": lambda: pipe._guidance(latents, t, next_t, nodules, "sequential"),
+            "step": lambda: pipe.unet(torch.cat([latents, latents], dim=1), timestep, modulation=modulation),
+            "joint": lambda: pipe._nodule_gradient(latents, STEP, timestep, guidance["joint"]),
+            "sequential": lambda: pipe._nodule_gradient(latents, STEP, timestep, guidance["sequential"]),
         }
         seconds = {kind: [] for kind in runs}
         for repeat in range(repeats + 1):
             for kind, run in runs.items():
                 start = time.perf_counter()
                 run()
-                if repeat:
+                if repeat:  # the first run of each warms up
                     seconds[kind].append(time.perf_counter() - start)
     ratio = {kind: np.median(np.array(seconds[kind]) / np.array(seconds["step"])) for kind in ("joint", "sequential")}
     print(
-        f"{name}: step {np.median(seconds['step']):.3f} s; joint / step {ratio['joint']:.2f}; sequential / step {ratio['sequential']:.2f}"
+        f"{name}: step {np.median(seconds['step']):.3f} s; joint / step {ratio['joint']:.2f}; "
+        f"sequential / step {ratio['sequential']:.2f}"
     )
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7, help="measured runs of each")
     args = parser.parse_args()
     shipped = LSDMGuidedPipeline.from_pretrained(small_checkpoint())
     measure("shipped sizes", shipped, args.repeats)

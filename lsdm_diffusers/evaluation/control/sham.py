@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ...pipeline_lsdm import LSDMGuidedPipeline
-
 SEED_STRIDE = 1_000_003  # a prime above every timestep, so that no two pairs of seed and timestep share a draw
 
 
@@ -49,14 +47,3 @@ class ShamGradient:
         draw = torch.randn(gradient.shape, generator=generator).to(gradient) * mask
         norm, draw_norm = (tensor.flatten(1).norm(dim=1)[:, None, None, None] for tensor in (gradient, draw))
         return self.sign * draw * norm / draw_norm.clamp(min=torch.finfo(draw.dtype).tiny)
-
-
-class ShamGuidedPipeline(LSDMGuidedPipeline):
-    """`LSDMGuidedPipeline` whose gradients are sham: `ShamGradient` with the seed, sign and held of the attributes."""
-
-    sham_seed = 0
-    sham_sign = 1.0
-    sham_held = False
-
-    def gradient_hook(self, gradient: torch.Tensor, timestep: float, mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return ShamGradient(self.sham_seed, self.sham_sign, self.sham_held)(gradient, timestep, mask)
