@@ -12,7 +12,7 @@ from ..nodule_features import NODULE_FEATURES
 from ..segmentation import semantic_map_from_hu
 from ..semantic_map import find_nodules, read_semantic_map
 from .dataset import encode_row
-from .preparation import ScanJob, StageClock, scan_signature
+from .scan import ScanJob, StageClock, scan_signature
 from .selection import choose_slices, split_of_patient
 
 Z_DECIMALS = 1  # slices whose z agrees to 0.1 mm lie at the same place

@@ -12,7 +12,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from ..io.atomic_write import write_atomically
 from ..nodule_features import NODULE_FEATURES
 from .dataset import SPLITS
-from .preparation import ScanRecord
+from .scan import ScanRecord
 
 IMAGE_ENCODINGS = {  # by bit depth
     16: "16-bit PNG of HU + 1024, HU clipped to [-1024, 800]: without loss.",

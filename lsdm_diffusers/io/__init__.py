@@ -1,0 +1,1 @@
+"""Files in and out: DICOM, exports, uploads, nodules drawn into maps."""

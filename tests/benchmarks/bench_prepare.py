@@ -24,7 +24,8 @@ import pydicom
 
 from lsdm_diffusers.data.lidc import plan_scans
 from lsdm_diffusers.data.lidc.prepare import cached_scan_nodules, lidc_job, lidc_row
-from lsdm_diffusers.data.preparation import MakeRow, ScanJob, StageClock, prepare_scan, worker_pool
+from lsdm_diffusers.data.preparation import worker_pool
+from lsdm_diffusers.data.scan import MakeRow, ScanJob, StageClock, prepare_scan
 from lsdm_diffusers.io.dicom import index_dicom
 
 ARCHIVE_FILES = 244_000  # DICOM files of LIDC-IDRI: each has its header read

@@ -10,12 +10,12 @@ from lsdm_diffusers.data.dataset import FEATURES, encode_row
 from lsdm_diffusers.data.preparation import (
     Omission,
     PreparationError,
-    ScanJob,
     begin_dataset,
     check_preparation,
     prepare_scans,
     worker_pool,
 )
+from lsdm_diffusers.data.scan import ScanJob
 
 from ..synthetic_dicom import thorax_hu
 

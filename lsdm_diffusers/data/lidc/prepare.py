@@ -10,7 +10,7 @@ from ...io.dicom import DicomError, SliceFile, read_slice
 from ...nodule_features import NODULE_FEATURES, aggregate_rating
 from ...segmentation import semantic_map_from_hu
 from ..dataset import encode_row
-from ..preparation import OmittedSlice, ScanJob, StageClock, scan_signature
+from ..scan import OmittedSlice, ScanJob, StageClock, scan_signature
 from .annotations import LidcNodule, scan_nodules
 from .plan import ScanPlan
 
