@@ -1,47 +1,73 @@
-"""The page: a board to draw the semantic map on, the generated slices beside it, and the command `lsdm-demo` that serves it."""
+"""The page: a board to draw the semantic map on, the generated slices beside it, and the events between them."""
 
-import argparse
 import os
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
-os.environ.setdefault(
-    "GRADIO_ANALYTICS_ENABLED", "False"
-)  # before gradio is imported: the page must work offline, and tells nobody
+# Before gradio is imported: the page works without a network and reports to nobody.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 import torch
 from starlette.middleware import Middleware
 
-from .. import LSDMGuidedPipeline, small_checkpoint
+from ..checkpoint import small_checkpoint
+from ..pipeline_lsdm import LSDMGuidedPipeline
+from .command import main as main
 from .generate_endpoint import add_generate_endpoint
-from .generation import MAX_IMAGES, MAX_SCALE, SAMPLERS, SIZES, Stopped, make_jobs, run, with_malignancy
+from .generation import GeneratedSlice, Progress, Stopped, run
+from .jobs import (
+    DEFAULT_IMAGES,
+    DEFAULT_SAMPLER,
+    DEFAULT_SCALE,
+    DEFAULT_SEED,
+    DEFAULT_STEPS,
+    MAX_IMAGES,
+    MAX_SCALE,
+    SAMPLERS,
+    SIZES,
+    Job,
+    make_jobs,
+    with_malignancy,
+)
 from .map_board import MAX_UPLOAD, map_board, read_board
 from .request_limits import RequestLimit, Uploads
-from .slice_viewer import slice_value, slice_viewer
+from .slice_viewer import slice_value, slice_viewer, viewer_value
 
 try:
-    from spaces import GPU  # ZeroGPU of Hugging Face Spaces: a GPU for the time of the call
+    # ZeroGPU of Hugging Face Spaces: a GPU for the time of the call
+    from spaces import GPU  # type: ignore[import-not-found] # installed on Spaces only
 except ImportError:
 
-    def GPU(function):
+    def GPU(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
 
 TITLE = "Synthetic lung CT from a drawing"
 NOTICE = '<p class="notice">Synthetic images for research and teaching. <strong>Not for clinical use.</strong></p>'
-QUEUE = 24  # requests that may wait; the next is told to come back
-FILE_LIFETIME = 600  # seconds until a file of the API is removed at the latest
+SIZE_OF_MAP = "as the map"
+MAX_SLIDER_STEPS = 100  # a longer slider would be hard to set; the API takes more
+QUEUE_SIZE = 24  # requests that may wait; the next one is asked to come back
+CONCURRENCY = 4  # events of the page that run at the same time; sampling runs one at a time
+SESSIONS_KEPT = 200
+FILE_CHECK_SECONDS, FILE_LIFETIME_SECONDS = 60, 600  # how often files of the API are looked at, and how long they stay
+MAX_REQUEST = 2 * MAX_UPLOAD  # bytes; base64 and JSON make an upload larger by a third
 CSS = """
 .gradio-container .main { max-width: 1480px !important; padding: 14px 24px !important; }
 .gradio-container .html-container { padding: 0 !important; }
 .page-header { display: flex; flex-wrap: wrap; gap: 8px 24px; align-items: center; justify-content: space-between; }
 .page-header h1 { margin: 0; font-size: 24px; font-weight: 700; }
-.notice { margin: 0; background: #fffbeb; border: 1px solid #fcd34d; color: #78350f; border-radius: 8px; padding: 6px 14px; font-size: 14px; }
+.notice { margin: 0; background: #fffbeb; border: 1px solid #fcd34d; color: #78350f; border-radius: 8px;
+  padding: 6px 14px; font-size: 14px; }
 .notice strong { color: #78350f; }
 .dark .notice { margin: 0; background: #451a03; border-color: #92400e; color: #fde68a; }
 .dark .notice strong { color: #fde68a; }
 .actions button { min-height: 46px; }
-@media (max-width: 640px) { .page-header h1 { font-size: 20px; } .gradio-container .main { padding: 10px 14px !important; } }
+@media (max-width: 640px) {
+  .page-header h1 { font-size: 20px; }
+  .gradio-container .main { padding: 10px 14px !important; }
+}
 """
 THEME = gr.themes.Base(
     primary_hue="blue",
@@ -51,28 +77,167 @@ THEME = gr.themes.Base(
     font_mono=["monospace"],
 )
 
+SAMPLING_EVENT: dict[str, Any] = {
+    "concurrency_limit": 1,
+    "concurrency_id": "sampling",
+    "api_visibility": "private",
+    "show_progress": "hidden",
+}
+QUICK_EVENT: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+
 
 class Runs:
-    """The events that stop running samplings, by session."""
+    """The events that stop running samplings, one for each session."""
 
-    def __init__(self):
-        self._stops = {}
+    def __init__(self) -> None:
+        self._stops: dict[str, threading.Event] = {}
 
     def start(self, session: str) -> threading.Event:
+        """Remember a run of the session; returns the event that stops it."""
         stop = self._stops[session] = threading.Event()
         return stop
 
     def end(self, session: str, stop: threading.Event) -> None:
+        """Forget a run that has ended, unless the session has started another one."""
         if self._stops.get(session) is stop:
             del self._stops[session]
 
     def stop(self, session: str) -> None:
+        """Stop the run of the session, if it has one."""
         if session in self._stops:
             self._stops[session].set()
 
 
+class Settings(NamedTuple):
+    """The components of the settings panel, in the order of the arguments of `jobs_of_page`."""
+
+    guidance_scale: gr.Slider
+    sampler: gr.Dropdown
+    steps: gr.Slider
+    seed: gr.Number
+    images: gr.Slider
+    size: gr.Dropdown
+
+
+class Buttons(NamedTuple):
+    """The buttons over the viewer."""
+
+    generate: gr.Button
+    compare: gr.Button
+    cancel: gr.Button
+
+
+def add_buttons() -> Buttons:
+    """Add the buttons to the `gr.Blocks` being built."""
+    with gr.Row(elem_classes="actions"):
+        return Buttons(
+            generate=gr.Button("Generate", variant="primary", min_width=120, elem_id="generate"),
+            compare=gr.Button("Compare benign and malignant", variant="secondary", min_width=220, elem_id="compare"),
+            cancel=gr.Button("Cancel", variant="stop", visible=False, min_width=90, elem_id="cancel"),
+        )
+
+
+def add_settings() -> tuple[Settings, gr.Checkbox]:
+    """Add the settings panel to the `gr.Blocks` being built; the checkbox asks for slices without guidance, too."""
+    with gr.Accordion("Settings", open=False):
+        guidance_scale = gr.Slider(
+            0,
+            MAX_SCALE,
+            DEFAULT_SCALE,
+            step=1,
+            label="Guidance scale",
+            info="0: off, 1: Bayes' rule, more exaggerates",
+        )
+        with gr.Row():
+            steps = gr.Slider(1, MAX_SLIDER_STEPS, DEFAULT_STEPS, step=1, label="Steps", info="more: finer and slower")
+            sampler = gr.Dropdown(
+                list(SAMPLERS), value=DEFAULT_SAMPLER, label="Sampler", info="the scheduler of diffusers"
+            )
+        with gr.Row():
+            seed = gr.Number(
+                DEFAULT_SEED, precision=0, minimum=0, label="Seed", info="same seed, same slice", min_width=100
+            )
+            images = gr.Slider(
+                1, MAX_IMAGES, DEFAULT_IMAGES, step=1, label="Images", info="with the seeds that follow", min_width=100
+            )
+            size = gr.Dropdown(
+                [SIZE_OF_MAP, *SIZES], value=SIZE_OF_MAP, label="Size", info="pixels of the longer edge", min_width=100
+            )
+        with_unguided = gr.Checkbox(label="Also without guidance, for the difference (takes twice as long)")
+    return Settings(guidance_scale, sampler, steps, seed, images, size), with_unguided
+
+
+def jobs_of_page(
+    board: Any,
+    guidance_scale: Any,
+    sampler: Any,
+    steps: Any,
+    seed: Any,
+    images: Any,
+    size: Any,
+    compare: bool,
+    multiple: int,
+) -> list[Job]:
+    """Make the jobs for the values of the page's components.
+
+    Args:
+        board, guidance_scale, sampler, steps, seed, images, size: the values.
+        compare: whether to make each nodule benign and malignant, with one seed.
+        multiple: height and width of the map must be multiples of it.
+
+    Raises:
+        ValueError: for a value that cannot be sampled.
+    """
+    semantic_map, pixel_spacing, features = read_board(board)
+    jobs = make_jobs(
+        semantic_map,
+        pixel_spacing,
+        features,
+        guidance_scale,
+        sampler,
+        steps,
+        seed,
+        num_images=1 if compare else images,
+        size=None if size == SIZE_OF_MAP else size,
+        multiple=multiple,
+    )
+    if not compare:
+        return jobs
+    if not features:
+        raise ValueError("There is no nodule to compare: click on a lung of the map to place one.")
+    if guidance_scale == 0:
+        raise ValueError("`guidance_scale` is 0, at which benign and malignant are the same; take a larger one.")
+    return with_malignancy(jobs, "benign") + with_malignancy(jobs, "malignant")
+
+
+def shown_values(busy: bool, **viewer: Any) -> tuple[Any, ...]:
+    """Values of the viewer and of the buttons Generate, Compare and Cancel; `viewer` as for `viewer_value`."""
+    return (
+        viewer_value(**viewer),
+        gr.update(interactive=not busy),
+        gr.update(interactive=not busy),
+        gr.update(visible=busy),
+    )
+
+
+def show_waiting() -> tuple[Any, ...]:
+    return shown_values(True, progress=Progress(0, "Waiting for a free place"))
+
+
+def show_cancelled() -> tuple[Any, ...]:
+    return shown_values(False, message="Cancelled.")
+
+
+def show_failure() -> tuple[Any, ...]:
+    message = "No slice was made: too many are waiting, or the server failed. Try again in a minute."
+    return shown_values(False, message=message)
+
+
 def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
-    """The page, sampling with `pipeline`, whose components are used as they are and not changed.
+    """Build the page.
+
+    Args:
+        pipeline: the pipeline that makes the slices. It is not changed.
 
     Example:
         >>> from lsdm_diffusers import LSDMGuidedPipeline, small_checkpoint
@@ -83,147 +248,93 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
     runs = Runs()
 
     @GPU
-    def sample_all(jobs, with_unguided, session):
+    def sample_jobs(jobs: Sequence[Job], with_unguided: bool, session: str) -> Iterator[Progress | GeneratedSlice]:
         stop = runs.start(session)
         try:
             yield from run(pipeline, jobs, with_unguided, stop)
         finally:
             runs.end(session, stop)
 
-    def viewer_and_buttons(busy: bool, compare=False, slices=(), progress=None, message=None):
-        """Values of the viewer and of the buttons Generate, Compare and Cancel."""
-        value = {"slices": list(slices), "compare": compare, "progress": progress, "message": message}
-        return value, gr.update(interactive=not busy), gr.update(interactive=not busy), gr.update(visible=busy)
-
-    def wait():
-        return viewer_and_buttons(True, progress={"fraction": 0, "text": "Waiting for a free place", "preview": None})
-
-    def show_slices(board, scale, sampler, steps, seed, images, size, with_unguided, compare, request: gr.Request):
-        slices = []
+    def show_slices(
+        board: Any,
+        guidance_scale: Any,
+        sampler: Any,
+        steps: Any,
+        seed: Any,
+        images: Any,
+        size: Any,
+        with_unguided: bool,
+        compare: bool,
+        request: gr.Request,
+    ) -> Iterator[tuple[Any, ...]]:
+        slices: list[dict[str, Any]] = []
         try:
-            semantic_map, pixel_spacing, features = read_board(board)
-            size = None if size == "as the map" else size
-            jobs = make_jobs(
-                semantic_map,
-                pixel_spacing,
-                features,
-                scale,
-                sampler,
-                steps,
-                seed,
-                1 if compare else images,
-                size,
-                multiple,
-            )
-            if compare:
-                if not features:
-                    raise ValueError("There is no nodule to compare: click on a lung of the map to place one.")
-                if scale == 0:
-                    raise ValueError(
-                        "`guidance_scale` is 0, at which benign and malignant are the same; take a larger one."
-                    )
-                jobs = with_malignancy(jobs, "benign") + with_malignancy(jobs, "malignant")
-            for kind, *news in sample_all(jobs, with_unguided and not compare, request.session_hash):
-                if kind == "step":
-                    yield viewer_and_buttons(
-                        True, compare, slices, dict(zip(("fraction", "text", "preview"), news, strict=True))
-                    )
+            jobs = jobs_of_page(board, guidance_scale, sampler, steps, seed, images, size, compare, multiple)
+            for update in sample_jobs(jobs, with_unguided and not compare, request.session_hash):
+                if isinstance(update, Progress):
+                    yield shown_values(True, slices=slices, compare=compare, progress=update)
                 else:
-                    job, hu, unguided = news
-                    slices.append(
-                        slice_value(hu, job.semantic_map, job.pixel_spacing, job.title, job.parameters(), unguided)
-                    )
-            yield viewer_and_buttons(False, compare, slices)
+                    slices.append(slice_value(update))
+            yield shown_values(False, slices=slices, compare=compare)
         except Stopped:
-            yield cancelled()
+            yield show_cancelled()
         except ValueError as error:
             gr.Warning(str(error))
-            yield viewer_and_buttons(False, compare, slices, message=str(error))
+            yield shown_values(False, slices=slices, compare=compare, message=str(error))
 
-    def cancelled():
-        return viewer_and_buttons(False, message="Cancelled.")
+    def cancel(request: gr.Request) -> tuple[Any, ...]:
+        runs.stop(str(request.session_hash))
+        return show_cancelled()
 
-    def cancel(request: gr.Request):
-        runs.stop(request.session_hash)
-        return cancelled()
-
-    def failed():
-        return viewer_and_buttons(
-            False, message="No slice was made: too many are waiting, or the server failed. Try again in a minute."
-        )
-
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, FILE_LIFETIME)) as demo:
-        demo.upload_file_set = Uploads()
-        demo.temp_file_sets[0] = demo.upload_file_set
+    uploads = Uploads()
+    with gr.Blocks(
+        title=TITLE, analytics_enabled=False, delete_cache=(FILE_CHECK_SECONDS, FILE_LIFETIME_SECONDS)
+    ) as demo:
+        # gradio's own lists of uploaded files, and of the files that `delete_cache` removes
+        demo.upload_file_set = uploads
+        demo.temp_file_sets[0] = uploads
         gr.HTML(f'<header class="page-header"><h1>{TITLE}</h1>{NOTICE}</header>', apply_default_css=False)
         with gr.Row():
             with gr.Column(scale=5, min_width=340):
                 board = map_board(elem_id="board")
             with gr.Column(scale=7, min_width=340):
-                with gr.Row(elem_classes="actions"):
-                    generate_button = gr.Button("Generate", variant="primary", min_width=120, elem_id="generate")
-                    compare_button = gr.Button(
-                        "Compare benign and malignant", variant="secondary", min_width=220, elem_id="compare"
-                    )
-                    cancel_button = gr.Button("Cancel", variant="stop", visible=False, min_width=90, elem_id="cancel")
+                buttons = add_buttons()
                 viewer = slice_viewer(elem_id="viewer")
-                with gr.Accordion("Settings", open=False):
-                    scale = gr.Slider(
-                        0,
-                        MAX_SCALE,
-                        16,
-                        step=1,
-                        label="Guidance scale",
-                        info="0: off, 1: Bayes' rule, more exaggerates",
-                    )
-                    with gr.Row():
-                        steps = gr.Slider(1, 100, 20, step=1, label="Steps", info="more: finer and slower")
-                        sampler = gr.Dropdown(list(SAMPLERS), label="Sampler", info="the scheduler of diffusers")
-                    with gr.Row():
-                        seed = gr.Number(
-                            0, precision=0, minimum=0, label="Seed", info="same seed, same slice", min_width=100
-                        )
-                        images = gr.Slider(
-                            1, MAX_IMAGES, 1, step=1, label="Images", info="with the seeds that follow", min_width=100
-                        )
-                        size = gr.Dropdown(
-                            ["as the map", *SIZES], label="Size", info="pixels of the longer edge", min_width=100
-                        )
-                    with_unguided = gr.Checkbox(
-                        label="Also without guidance, for the difference (takes twice as long)"
-                    )
-        settings = [board, scale, sampler, steps, seed, images, size, with_unguided]
-        shown = [viewer, generate_button, compare_button, cancel_button]
-        sampling = {
-            "concurrency_limit": 1,
-            "concurrency_id": "sampling",
-            "api_visibility": "private",
-            "show_progress": "hidden",
-        }
-        quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-        started = []
-        for button, compare in ((generate_button, False), (compare_button, True)):
-            started.append(
-                button.click(wait, None, shown, **quick).then(
-                    show_slices, [*settings, gr.State(compare)], shown, **sampling
-                )
+                settings, with_unguided = add_settings()
+
+        shown = [viewer, *buttons]
+        runs_to_cancel = []
+        for button, compare in ((buttons.generate, False), (buttons.compare, True)):
+            inputs = [board, *settings, with_unguided, gr.State(compare)]
+            sampling = button.click(show_waiting, None, shown, **QUICK_EVENT).then(
+                show_slices, inputs, shown, **SAMPLING_EVENT
             )
-            started[-1].failure(failed, None, shown, **quick)
-        cancel_button.click(cancel, None, shown, cancels=started, **quick)
-        add_generate_endpoint(pipeline, sample_all, multiple, demo.upload_file_set)
-    demo.queue(max_size=QUEUE, default_concurrency_limit=4)
+            sampling.failure(show_failure, None, shown, **QUICK_EVENT)
+            runs_to_cancel.append(sampling)
+        buttons.cancel.click(cancel, None, shown, cancels=runs_to_cancel, **QUICK_EVENT)
+        add_generate_endpoint(sample_jobs, multiple, uploads)
+    demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENCY)
     return demo
 
 
-def launch(demo: gr.Blocks, **arguments):
-    """`demo.launch` with the page's looks and limits; `arguments` go before them."""
-    limits = {"middleware": [Middleware(RequestLimit, max_bytes=2 * MAX_UPLOAD, uploads=demo.upload_file_set)]}
+def launch(demo: gr.Blocks, **arguments: Any) -> Any:
+    """Call `demo.launch` with the looks and limits of the page.
+
+    Args:
+        demo: what `build_demo` returned.
+        arguments: arguments of `demo.launch` to add or to replace.
+
+    Returns:
+        What `demo.launch` returns.
+    """
+    uploads = cast(Uploads, demo.upload_file_set)  # see `build_demo`
+    limit = Middleware(RequestLimit, max_bytes=MAX_REQUEST, uploads=uploads)
     defaults = {
         "theme": THEME,
         "css": CSS,
         "max_file_size": MAX_UPLOAD,
-        "state_session_capacity": 200,
-        "app_kwargs": limits,
+        "state_session_capacity": SESSIONS_KEPT,
+        "app_kwargs": {"middleware": [limit]},
         "footer_links": ["api", "gradio"],
         "show_error": True,
         "ssr_mode": False,
@@ -234,37 +345,16 @@ def launch(demo: gr.Blocks, **arguments):
 
 
 def load_pipeline(pretrained_model_name_or_path: str | None = None, device: str | None = None) -> LSDMGuidedPipeline:
-    """The pipeline of a folder or Hub id, by default the shipped one, on the GPU where there is one."""
-    pipeline = LSDMGuidedPipeline.from_pretrained(pretrained_model_name_or_path or small_checkpoint())
+    """Load the pipeline of the page.
+
+    Args:
+        pretrained_model_name_or_path: folder or Hub id; None for the small checkpoint that ships with the package.
+        device: None for "cuda" if there is a GPU, else "cpu".
+    """
+    pipeline: LSDMGuidedPipeline = LSDMGuidedPipeline.from_pretrained(
+        pretrained_model_name_or_path or small_checkpoint()
+    )
     pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     for module in (pipeline.vae, *pipeline.classifiers.values()):
         module.to(memory_format=torch.channels_last)  # makes guidance faster on a CPU
     return pipeline
-
-
-def main(arguments=None) -> None:
-    """Run the command `lsdm-demo`; `arguments` instead of those of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="lsdm-demo", description="Serve the page that draws semantic maps and generates CT slices from them."
-    )
-    parser.add_argument(
-        "--pretrained_model_name_or_path", help="folder or Hub id of a pipeline; default: the shipped small checkpoint"
-    )
-    parser.add_argument(
-        "--server_name",
-        default="127.0.0.1",
-        help="address to listen at; 0.0.0.0 for other machines too (default 127.0.0.1)",
-    )
-    parser.add_argument("--server_port", type=int, default=7860, help="port to listen at (default 7860)")
-    parser.add_argument("--device", help="default: cuda where there is one, or cpu")
-    parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers (default: none)")
-    args = parser.parse_args(arguments)
-    try:
-        pipeline = load_pipeline(args.pretrained_model_name_or_path, args.device)
-        launch(build_demo(pipeline), server_name=args.server_name, server_port=args.server_port, share=args.share)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"lsdm-demo: {error}") from error
-
-
-if __name__ == "__main__":
-    main()

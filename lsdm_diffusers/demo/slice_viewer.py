@@ -1,72 +1,102 @@
-"""The result: slices in Hounsfield units that the browser windows, overlays, compares and measures, and that are exported on demand."""
+"""The viewer: slices in Hounsfield units that the browser windows, overlays, compares, measures and downloads."""
 
 import base64
 import tempfile
 import uuid
+from typing import Any
 
 import gradio as gr
 import numpy as np
 
 from ..hounsfield import WINDOWS
 from ..io.export import export_ct
-from ..labels import LABEL_NAMES, PALETTE
 from ..semantic_map import find_nodules
-from .map_board import STATIC, number, plain_errors
+from .browser_calls import Answer, Request, answers_errors, number_entry, static_text
+from .generation import GeneratedSlice, Progress
+from .map_board import label_properties
 from .packed_array import pack_array, unpack_array
 
 
-@plain_errors
-def export_slice(request: dict) -> dict:
-    """{"name", "data" in base64} of {"hu", "format", "name", "pixel_spacing", "window", "parameters"}; the server keeps nothing of it."""
+@answers_errors
+def export_slice(request: Request) -> Answer:
+    """Convert a slice to a file; the server keeps nothing of it.
+
+    Args:
+        request: {"hu", "format", "name", "pixel_spacing", "window", "parameters"}.
+
+    Returns:
+        {"name", "data"}, the data in base64.
+    """
     parameters = request.get("parameters")
     if not isinstance(parameters, dict):
         raise ValueError("The parameters of the slice are missing.")
+    window: Any = request.get("window")
     with tempfile.TemporaryDirectory() as folder:
         (path,) = export_ct(
             unpack_array(request.get("hu"), "int16"),
             folder,
             str(request.get("name")),
-            formats=[request.get("format")],
-            pixel_spacing=number(request, "pixel_spacing"),
-            window=request.get("window"),
+            formats=[str(request.get("format"))],
+            pixel_spacing=number_entry(request, "pixel_spacing"),
+            window=window,
             parameters=parameters,
         ).values()
         return {"name": path.name, "data": base64.b64encode(path.read_bytes()).decode()}
 
 
-def slice_value(
-    hu: np.ndarray, semantic_map: np.ndarray, pixel_spacing: float, title: str, parameters: dict, unguided=None
-) -> dict:
-    """One slice for the viewer; `unguided` is the slice of the same noise without guidance, if it was made."""
+def slice_value(generated: GeneratedSlice) -> dict[str, Any]:
+    """A slice as the viewer takes it."""
+    job = generated.job
+    nodules = [
+        {"yx": nodule.centroid_yx, "diameter": 2 * float(np.sqrt(nodule.area / np.pi))}  # of a disc of that area
+        for nodule in find_nodules(job.semantic_map)
+    ]
     return {
-        "id": uuid.uuid4().hex,  # by which the browser knows what it shows already
-        "title": title,
-        "hu": pack_array(hu),
-        "map": pack_array(semantic_map),
-        "unguided": None if unguided is None else pack_array(unguided),
-        "pixelSpacing": pixel_spacing,
-        "nodules": [
-            {"yx": nodule.centroid_yx, "diameter": 2 * float(np.sqrt(nodule.area / np.pi))}
-            for nodule in find_nodules(semantic_map)
-        ],
-        "parameters": parameters,
+        "id": uuid.uuid4().hex,  # by it the browser knows the slices that it shows already
+        "title": job.title,
+        "hu": pack_array(generated.hu),
+        "map": pack_array(job.semantic_map),
+        "unguided": None if generated.unguided_hu is None else pack_array(generated.unguided_hu),
+        "pixelSpacing": job.pixel_spacing,
+        "nodules": nodules,
+        "parameters": job.parameters(),
     }
 
 
-def slice_viewer(**arguments) -> gr.HTML:
-    """Viewer of generated slices.
+def viewer_value(
+    slices: list[dict[str, Any]] | None = None,
+    compare: bool = False,
+    progress: Progress | None = None,
+    message: str | None = None,
+) -> dict[str, Any]:
+    """The value of a `slice_viewer`.
 
-    Its value is {"slices": [...of `slice_value`], "compare": whether they stand side by side, "progress": None or {"fraction", "text",
-    "preview"}, "message": a sentence or None}.
+    Args:
+        slices: those of `slice_value`.
+        compare: whether the slices stand side by side.
+        progress: of a run, while there is one.
+        message: a sentence for the user.
+    """
+    shown_progress = None
+    if progress is not None:
+        shown_progress = {"fraction": progress.fraction, "text": progress.text, "preview": progress.preview}
+    return {"slices": list(slices or []), "compare": compare, "progress": shown_progress, "message": message}
+
+
+def slice_viewer(**arguments: Any) -> gr.HTML:
+    """Make the viewer, whose value is a `viewer_value`.
+
+    Args:
+        arguments: those of every gradio component, such as `elem_id`.
     """
     return gr.HTML(
-        value={"slices": [], "compare": False, "progress": None, "message": None},
-        html_template=(STATIC / "slice_viewer.html").read_text(),
-        css_template=(STATIC / "slice_viewer.css").read_text(),
-        js_on_load=(STATIC / "packed_array.js").read_text() + (STATIC / "slice_viewer.js").read_text(),
+        value=viewer_value(),
+        html_template=static_text("slice_viewer.html"),
+        css_template=static_text("slice_viewer.css"),
+        js_on_load=static_text("component.js", "packed_array.js", "slice_viewer.js"),
         server_functions=[export_slice],
         apply_default_css=False,
         windows=[{"name": name, "centre": centre, "width": width} for name, (centre, width) in WINDOWS.items()],
-        labels=[{"name": name, "colour": colour.tolist()} for name, colour in zip(LABEL_NAMES, PALETTE, strict=True)],
+        labels=label_properties(),
         **arguments,
     )

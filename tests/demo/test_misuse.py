@@ -21,6 +21,7 @@ from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
 from lsdm_diffusers.demo import generation  # noqa: E402
+from lsdm_diffusers.demo.jobs import make_jobs  # noqa: E402
 from lsdm_diffusers.demo.map_board import MAX_UPLOAD  # noqa: E402
 from lsdm_diffusers.demo.packed_array import pack_array  # noqa: E402
 from tests.page_server import CLIENT, files_below, page_pipeline, served, small_map, write_map  # noqa: E402
@@ -41,7 +42,7 @@ def page(tmp_path_factory):
 
 
 def expected(pipe, seed):
-    (job,) = generation.make_jobs(small_map(), 0.7, None, 0, "DDIM", 1, seed, 1)
+    (job,) = make_jobs(small_map(), 0.7, None, 0, "DDIM", 1, seed, multiple=32)
     return generation.sample(pipe, job)
 
 

@@ -16,6 +16,7 @@ from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
 from lsdm_diffusers.demo import generation  # noqa: E402
+from lsdm_diffusers.demo.jobs import SAMPLERS, make_jobs, with_malignancy  # noqa: E402
 from lsdm_diffusers.demo.map_board import read_board, read_upload, stamp  # noqa: E402
 from lsdm_diffusers.demo.packed_array import pack_array, unpack_array  # noqa: E402
 from lsdm_diffusers.demo.request_limits import Uploads  # noqa: E402
@@ -45,7 +46,7 @@ def jobs(**changes):
         "guidance_scale": 8,
         "sampler": "DDIM",
     }
-    return generation.make_jobs(**{**arguments, "num_inference_steps": 3, "seed": 0, "num_images": 1, **changes})
+    return make_jobs(**{**arguments, "num_inference_steps": 3, **changes}, multiple=32)
 
 
 def test_packed_arrays_come_back_and_liars_are_refused():
@@ -162,7 +163,7 @@ def test_size_scales_map_and_pixels():
 
 def test_each_sampler_runs_and_leaves_the_pipeline_alone(pipe):
     before = pipe.scheduler
-    for sampler in generation.SAMPLERS:
+    for sampler in SAMPLERS:
         (job,) = jobs(sampler=sampler, features={"malignancy": "benign"})
         hu = generation.sample(pipe, job)
         assert hu.shape == (128, 128) and hu.std() > 0
@@ -177,18 +178,15 @@ def test_predicted_latents_are_exact_for_a_straight_path():
 
 
 def test_run_reports_progress_previews_and_slices(pipe):
-    news = list(
-        generation.run(pipe, jobs(num_inference_steps=12, features={"malignancy": "benign"}), True, threading.Event())
-    )
-    steps = [item for item in news if item[0] == "step"]
-    fractions = [item[1] for item in steps]
+    (job,) = jobs(num_inference_steps=12, features={"malignancy": "benign"})
+    *steps, generated = generation.run(pipe, [job], True, threading.Event())
+    fractions = [step.fraction for step in steps]
     assert fractions == sorted(fractions) and fractions[-1] == 1 and len(steps) == 24
-    assert sum(item[3] is not None for item in steps) >= 4
-    _, job, hu, unguided = news[-1]
-    assert (hu == generation.sample(pipe, job)).all() and (
-        unguided == generation.sample(pipe, job, guided=False)
-    ).all()
-    assert (hu != unguided).any()
+    assert sum(step.preview is not None for step in steps) >= 4
+    assert generated.job == job
+    assert (generated.hu == generation.sample(pipe, job)).all()
+    assert (generated.unguided_hu == generation.sample(pipe, job, guided=False)).all()
+    assert (generated.hu != generated.unguided_hu).any()
 
 
 def test_run_stops_when_asked(pipe):
@@ -207,7 +205,7 @@ def test_run_stops_when_asked(pipe):
 
 def test_benign_and_malignant_of_the_same_map_and_noise():
     for malignancy in ("benign", "malignant"):
-        (job,) = generation.with_malignancy(jobs(features={"texture": 4}), malignancy)
+        (job,) = with_malignancy(jobs(features={"texture": 4}), malignancy)
         assert job.features == [{"texture": 4, "malignancy": malignancy}] and job.seed == 0
 
 

@@ -1,5 +1,6 @@
 // Arrays as JSON between server and browser; packed_array.py is the other side.
 const ARRAY_TYPES = { uint8: Uint8Array, int16: Int16Array };
+const BYTES_PER_CALL = 32768; // a function takes no more arguments than about 65,000
 
 async function throughStream(bytes, stream) {
   return new Response(new Blob([bytes]).stream().pipeThrough(stream)).arrayBuffer();
@@ -8,8 +9,8 @@ async function throughStream(bytes, stream) {
 async function packArray(array, dtype, shape) {
   const bytes = new Uint8Array(await throughStream(array, new CompressionStream("deflate")));
   let text = "";
-  for (let start = 0; start < bytes.length; start += 32768) {
-    text += String.fromCharCode(...bytes.subarray(start, start + 32768));
+  for (let start = 0; start < bytes.length; start += BYTES_PER_CALL) {
+    text += String.fromCharCode(...bytes.subarray(start, start + BYTES_PER_CALL));
   }
   return { dtype: dtype, shape: shape, data: btoa(text) };
 }
@@ -19,5 +20,6 @@ function bytesFromBase64(text) {
 }
 
 async function unpackArray(packed) {
-  return new ARRAY_TYPES[packed.dtype](await throughStream(bytesFromBase64(packed.data), new DecompressionStream("deflate")));
+  const unpacked = await throughStream(bytesFromBase64(packed.data), new DecompressionStream("deflate"));
+  return new ARRAY_TYPES[packed.dtype](unpacked);
 }

@@ -1,70 +1,82 @@
-const find = (selector) => element.querySelector(selector);
-const DIFFERENCE = 400; // HU at which a difference has its full colour
-const CLOSE_UP = 0.34; // of the edge of the picture
+// The viewer: shows the slices of `props.value` in a CT window, and downloads them. The properties come from
+// slice_viewer.py. Runs after component.js and packed_array.js.
+
+const FULL_DIFFERENCE = 400; // HU at which a difference has its full colour
+const DIFFERENCE_GREY = 0.35; // brightness of the slice beneath the colours of the difference
+const DIFFERENCE_GAIN = 1.5; // of the opacity, so that small differences can be seen, too
+const INCREASE_COLOUR = [255, 120, 60], DECREASE_COLOUR = [70, 150, 255];
+const OVERLAY_OPACITY = 0.4;
+const CLOSE_UP_SHARE = 0.34; // edge of the close-up, of the edge of the picture
+const CLOSE_UP_EDGE = 64; // pixels of the slice that it shows at least
+const CLOSE_UP_DIAMETERS = 2.6; // of the nodule that it shows at least
+const CANVAS_SCALE = 2; // canvas pixels for each pixel of the slice, so that the close-up is sharp
+const URL_LIFETIME = 60000; // ms for which a download may take its file
 
 let slices = []; // those of props.value with their arrays unpacked: {..., hu, map, unguided}
 let chosen = 0;
 let currentWindow = props.windows[0];
-let pinned = null; // {x, y} of the last click, where HU are read while the mouse is elsewhere
-
-function make(tag, attributes, ...children) {
-  const node = Object.assign(document.createElement(tag), attributes);
-  node.append(...children);
-  return node;
-}
+let pinnedPoint = null; // {x, y} of the last click, where HU are read while the mouse is elsewhere
 
 // ---- pixels
 
+// as `apply_window` of the server (DICOM PS3.3, C.11.2.1.2.1)
 function grey(hu) {
   return 255 * Math.min(1, Math.max(0, (hu - (currentWindow.centre - 0.5)) / (currentWindow.width - 1) + 0.5));
 }
 
-// what the difference of a slice is taken to, or null
+// the HU that are subtracted from a slice for the difference, or null
 function reference(slice) {
   if (props.value.compare) return slices[0] === slice ? null : slices[0].hu;
   return slice.unguided;
 }
 
+function differenceColour(hu, referenceHu) {
+  const change = Math.max(-1, Math.min(1, (hu - referenceHu) / FULL_DIFFERENCE));
+  const base = DIFFERENCE_GREY * grey(hu), opacity = Math.min(1, Math.abs(change) * DIFFERENCE_GAIN);
+  const colour = change > 0 ? INCREASE_COLOUR : DECREASE_COLOUR;
+  return colour.map((channel) => base * (1 - opacity) + channel * opacity);
+}
+
 function picture(slice) {
   const image = new ImageData(slice.width, slice.height);
-  const other = find(".difference").checked ? reference(slice) : null;
+  const referenceHu = find(".difference").checked ? reference(slice) : null;
   const overlay = find(".overlay").checked;
   for (let i = 0; i < slice.hu.length; i++) {
-    let rgb;
-    if (other) {
-      const change = Math.max(-1, Math.min(1, (slice.hu[i] - other[i]) / DIFFERENCE));
-      const base = 0.35 * grey(slice.hu[i]), shade = Math.min(1, Math.abs(change) * 1.5);
-      const colour = change > 0 ? [255, 120, 60] : [70, 150, 255];
-      rgb = colour.map((c) => base * (1 - shade) + c * shade);
-    } else {
-      const value = grey(slice.hu[i]);
-      rgb = [value, value, value];
+    const value = grey(slice.hu[i]);
+    let rgb = referenceHu ? differenceColour(slice.hu[i], referenceHu[i]) : [value, value, value];
+    if (overlay && slice.map[i]) {
+      const colour = props.labels[slice.map[i]].colour;
+      rgb = rgb.map((channel, k) => (1 - OVERLAY_OPACITY) * channel + OVERLAY_OPACITY * colour[k]);
     }
-    if (overlay && slice.map[i]) rgb = rgb.map((c, k) => 0.6 * c + 0.4 * props.labels[slice.map[i]].colour[k]);
     image.data.set([rgb[0], rgb[1], rgb[2], 255], 4 * i);
   }
   return image;
 }
 
-// square of the slice around nodule `index`, with what is about it
+// square of the slice with nodule `index` and its surroundings
 function closeUpBox(slice, index) {
   const nodule = slice.nodules[index];
-  const edge = Math.min(slice.width, slice.height, Math.max(64, 2.6 * nodule.diameter));
+  const edge = Math.min(slice.width, slice.height, Math.max(CLOSE_UP_EDGE, CLOSE_UP_DIAMETERS * nodule.diameter));
   const inside = (centre, size) => Math.max(0, Math.min(size - edge, centre - edge / 2));
   return { x: inside(nodule.yx[1], slice.width), y: inside(nodule.yx[0], slice.height), edge: edge };
 }
 
-// where the close-up lies: beneath the slice when two are compared, or in its emptiest corner; null without one
+// where the close-up is drawn: below the slice when two are compared, else in its emptiest corner; null without one
 function closeUp(slice) {
   const index = Number(find(".closeup").value);
   if (find(".closeup").value === "" || !slice.nodules[index]) return null;
   const box = closeUpBox(slice, index);
   if (props.value.compare) return { box: box, left: 0, top: slice.height + 1, size: slice.width };
-  const size = CLOSE_UP * Math.min(slice.width, slice.height), far = [slice.width - size - 4, slice.height - size - 4];
-  const corners = [[far[0], far[1]], [4, far[1]], [far[0], 4], [4, 4]].map(([left, top]) => ({ left: left, top: top, covered: 0 }));
+  const size = CLOSE_UP_SHARE * Math.min(slice.width, slice.height), margin = 4;
+  const right = slice.width - size - margin, bottom = slice.height - size - margin;
+  const places = [[right, bottom], [margin, bottom], [right, margin], [margin, margin]];
+  const corners = places.map(([left, top]) => ({ left: left, top: top, covered: 0 }));
+  const step = 4; // pixels; each fourth row and column is enough
   for (const corner of corners) {
-    for (let y = Math.floor(corner.top); y < corner.top + size; y += 4) {
-      for (let x = Math.floor(corner.left); x < corner.left + size; x += 4) corner.covered += slice.map[y * slice.width + x] > 0;
+    for (let y = Math.floor(corner.top); y < corner.top + size; y += step) {
+      for (let x = Math.floor(corner.left); x < corner.left + size; x += step) {
+        corner.covered += slice.map[y * slice.width + x] > 0;
+      }
     }
   }
   const best = corners.reduce((a, b) => (b.covered < a.covered ? b : a));
@@ -72,14 +84,14 @@ function closeUp(slice) {
 }
 
 function draw(canvas, slice) {
-  const place = closeUp(slice), scale = 2; // so that the close-up is sharp
-  canvas.width = scale * slice.width;
-  canvas.height = scale * Math.max(slice.height, place ? place.top + place.size : 0);
+  const place = closeUp(slice);
+  canvas.width = CANVAS_SCALE * slice.width;
+  canvas.height = CANVAS_SCALE * Math.max(slice.height, place ? place.top + place.size : 0);
   const context = canvas.getContext("2d");
-  const plain = make("canvas", { width: slice.width, height: slice.height });
+  const plain = createNode("canvas", { width: slice.width, height: slice.height });
   plain.getContext("2d").putImageData(picture(slice), 0, 0);
   context.imageSmoothingQuality = "high";
-  context.scale(scale, scale);
+  context.scale(CANVAS_SCALE, CANVAS_SCALE);
   context.drawImage(plain, 0, 0);
   if (!place) return;
   const { box, left, top, size } = place;
@@ -95,19 +107,22 @@ function draw(canvas, slice) {
 const shown = () => (props.value.compare ? slices : slices.slice(chosen, chosen + 1));
 
 function drawPanels() {
-  element.querySelectorAll(".panel canvas").forEach((canvas, index) => draw(canvas, shown()[index]));
+  findAll(".panel canvas").forEach((canvas, index) => draw(canvas, shown()[index]));
 }
 
 function showSlices() {
   const panels = shown().map((slice) => {
-    const canvas = make("canvas", {});
-    const panel = make("figure", { className: "panel" }, canvas, make("figcaption", { textContent: slices.length > 1 ? slice.title : "" }));
+    const canvas = createNode("canvas", {});
+    const caption = createNode("figcaption", { textContent: slices.length > 1 ? slice.title : "" });
+    const panel = createNode("figure", { className: "panel" }, canvas, caption);
     panel.classList.toggle("active", slices[chosen] === slice);
-    canvas.addEventListener("pointermove", (event) => event.pointerType === "mouse" && readOut(pixelOf(event, canvas, slice)));
-    canvas.addEventListener("pointerleave", () => readOut(pinned));
+    canvas.addEventListener("pointermove", (event) => {
+      if (event.pointerType === "mouse") readOut(pixelAt(event, canvas, slice));
+    });
+    canvas.addEventListener("pointerleave", () => readOut(pinnedPoint));
     canvas.addEventListener("click", (event) => {
-      pinned = pixelOf(event, canvas, slice);
-      readOut(pinned);
+      pinnedPoint = pixelAt(event, canvas, slice);
+      readOut(pinnedPoint);
       choose(slices.indexOf(slice));
     });
     return panel;
@@ -116,26 +131,33 @@ function showSlices() {
   find(".empty").hidden = slices.length > 0;
   find(".difference").disabled = !slices.some(reference);
   if (find(".difference").disabled) find(".difference").checked = false;
-  const count = slices.length ? slices[0].nodules.length : 0;
-  const before = find(".closeup").value;
-  const options = [make("option", { value: "", textContent: "off" })];
-  for (let index = 0; index < count; index++) options.push(make("option", { value: String(index), textContent: "nodule " + (index + 1) }));
-  find(".closeup").replaceChildren(...options);
-  find(".closeup").value = Number(before) < count && before !== "" ? before : count ? "0" : "";
+  showCloseUpOptions(slices.length ? slices[0].nodules.length : 0);
   find(".downloads").hidden = !slices.length;
   showThumbnails();
   drawPanels();
-  readOut(pinned);
+  readOut(pinnedPoint);
   choose(Math.min(chosen, Math.max(0, slices.length - 1)));
 }
 
+// keep the nodule of the close-up if the new slices have it, else take the first
+function showCloseUpOptions(count) {
+  const select = find(".closeup"), before = select.value;
+  const options = [createNode("option", { value: "", textContent: "off" })];
+  for (let index = 0; index < count; index++) {
+    options.push(createNode("option", { value: String(index), textContent: "nodule " + (index + 1) }));
+  }
+  select.replaceChildren(...options);
+  if (before !== "" && Number(before) < count) select.value = before;
+  else select.value = count ? "0" : "";
+}
+
 function showThumbnails() {
-  const wanted = slices.length > 1 && !props.value.compare ? slices : [];
+  const thumbnailSlices = slices.length > 1 && !props.value.compare ? slices : [];
   find(".thumbnails").replaceChildren(
-    ...wanted.map((slice, index) => {
-      const canvas = make("canvas", { width: slice.width, height: slice.height });
+    ...thumbnailSlices.map((slice, index) => {
+      const canvas = createNode("canvas", { width: slice.width, height: slice.height });
       canvas.getContext("2d").putImageData(picture(slice), 0, 0);
-      const button = make("button", { type: "button", title: slice.title }, canvas);
+      const button = createNode("button", { type: "button", title: slice.title }, canvas);
       button.onclick = () => {
         chosen = index;
         showSlices();
@@ -147,21 +169,23 @@ function showThumbnails() {
 
 function choose(index) {
   chosen = index;
-  element.querySelectorAll(".panel").forEach((panel, i) => panel.classList.toggle("active", shown()[i] === slices[chosen]));
-  element.querySelectorAll(".thumbnails button").forEach((button, i) => button.setAttribute("aria-pressed", String(i === chosen)));
+  findAll(".panel").forEach((panel, i) => panel.classList.toggle("active", shown()[i] === slices[chosen]));
+  findAll(".thumbnails button").forEach((button, i) => button.setAttribute("aria-pressed", String(i === chosen)));
   find(".download-title").textContent = slices.length > 1 ? "Download (" + slices[chosen].title + ")" : "Download";
 }
 
 // the pixel of the slice under the mouse, also within the close-up
-function pixelOf(event, canvas, slice) {
+function pixelAt(event, canvas, slice) {
   const frame = canvas.getBoundingClientRect(), unit = slice.width / frame.width;
   let x = (event.clientX - frame.left) * unit, y = (event.clientY - frame.top) * unit;
   const place = closeUp(slice);
-  if (place && x >= place.left && y >= place.top && x < place.left + place.size && y < place.top + place.size) {
+  const within = (value, start) => value >= start && value < start + place.size;
+  if (place && within(x, place.left) && within(y, place.top)) {
     x = place.box.x + ((x - place.left) / place.size) * place.box.edge;
     y = place.box.y + ((y - place.top) / place.size) * place.box.edge;
   }
-  return { x: Math.max(0, Math.min(slice.width - 1, Math.floor(x))), y: Math.max(0, Math.min(slice.height - 1, Math.floor(y))) };
+  const pixel = (value, size) => Math.max(0, Math.min(size - 1, Math.floor(value)));
+  return { x: pixel(x, slice.width), y: pixel(y, slice.height) };
 }
 
 function readOut(point) {
@@ -169,14 +193,14 @@ function readOut(point) {
     find(".readout").textContent = slices.length ? "Point at the slice to read Hounsfield units." : "";
     return;
   }
-  const at = point.y * slices[0].width + point.x;
+  const pixel = point.y * slices[0].width + point.x;
   const values = shown().map((slice) => {
-    const other = props.value.compare ? null : slice.unguided;
+    const unguided = props.value.compare ? null : slice.unguided;
     const name = props.value.compare ? slice.title.split(",")[0] + " " : "";
-    return name + slice.hu[at] + " HU" + (other ? " (unguided " + other[at] + ")" : "");
+    return name + slice.hu[pixel] + " HU" + (unguided ? " (unguided " + unguided[pixel] + ")" : "");
   });
-  const where = "row " + point.y + ", column " + point.x + ", " + props.labels[shown()[0].map[at]].name;
-  find(".readout").textContent = values.join(" | ") + " at " + where;
+  const place = "row " + point.y + ", column " + point.x + ", " + props.labels[shown()[0].map[pixel]].name;
+  find(".readout").textContent = values.join(" | ") + " at " + place;
 }
 
 function showProgress(progress) {
@@ -189,15 +213,15 @@ function showProgress(progress) {
 
 // ---- events
 
-let unpacked = []; // ids of the slices shown, so that an update of the progress alone unpacks nothing
-let updates = 0;
+let shownIds = []; // of the slices, so that an update of the progress alone unpacks nothing
+let updateCount = 0;
 async function update() {
-  const mine = ++updates;
+  const updateNumber = ++updateCount;
   const value = props.value;
   showProgress(value.progress);
   find(".message").textContent = value.message || "";
-  const same = unpacked.length === value.slices.length && value.slices.every((slice, i) => slice.id === unpacked[i]);
-  if (same) return;
+  const ids = value.slices.map((slice) => slice.id);
+  if (ids.join() === shownIds.join()) return;
   const arrays = await Promise.all(
     value.slices.map(async (slice) => ({
       ...slice,
@@ -209,13 +233,12 @@ async function update() {
       unguided: slice.unguided && (await unpackArray(slice.unguided)),
     })),
   );
-  if (mine !== updates) return; // a newer update unpacks its own
-  const first = arrays.length <= 1;
-  unpacked = value.slices.map((slice) => slice.id);
+  if (updateNumber !== updateCount) return; // a newer update unpacks its own slices
+  shownIds = ids;
   slices = arrays;
-  if (first) {
+  if (slices.length <= 1) {
     chosen = 0;
-    pinned = null;
+    pinnedPoint = null;
   }
   showSlices();
 }
@@ -223,24 +246,24 @@ async function update() {
 async function download(format) {
   const slice = slices[chosen];
   const name = "synthetic-ct-" + slice.title.replace(/[^a-z0-9]+/gi, "-");
-  const answer = await server.export_slice({
+  const answer = await ask(server.export_slice, {
     hu: slice.packed, format: format, name: name, pixel_spacing: slice.pixelSpacing,
     window: currentWindow.name, parameters: slice.parameters,
-  }).catch(() => ({ error: "The server did not answer." }));
+  });
   find(".message").textContent = answer.error || "";
   if (answer.error) return;
   const address = URL.createObjectURL(new Blob([bytesFromBase64(answer.data)]));
-  make("a", { href: address, download: answer.name }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 60000);
+  createNode("a", { href: address, download: answer.name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), URL_LIFETIME);
 }
 
 props.windows.forEach((option) => {
-  const button = make("button", { type: "button", textContent: option.name });
+  const button = createNode("button", { type: "button", textContent: option.name });
   button.title = "centre " + option.centre + " HU, width " + option.width + " HU";
   button.setAttribute("role", "radio");
   button.onclick = () => {
     currentWindow = option;
-    element.querySelectorAll(".windows button").forEach((other) => other.setAttribute("aria-checked", String(other === button)));
+    findAll(".windows button").forEach((other) => other.setAttribute("aria-checked", String(other === button)));
     drawPanels();
     showThumbnails();
     choose(chosen);
@@ -249,6 +272,6 @@ props.windows.forEach((option) => {
 });
 find(".windows button").setAttribute("aria-checked", "true");
 for (const control of [".overlay", ".difference", ".closeup"]) find(control).onchange = drawPanels;
-element.querySelectorAll("[data-format]").forEach((button) => (button.onclick = () => download(button.dataset.format)));
+findAll("[data-format]").forEach((button) => (button.onclick = () => download(button.dataset.format)));
 watch("value", update);
 update();
