@@ -14,7 +14,6 @@ from starlette.middleware import Middleware
 
 from ..checkpoint import small_checkpoint
 from ..pipeline_lsdm import LSDMGuidedPipeline
-from .command import main as main
 from .generate_endpoint import add_generate_endpoint
 from .generation import GeneratedSlice, Progress, Stopped, run
 from .jobs import (
@@ -37,7 +36,9 @@ from .slice_viewer import slice_value, slice_viewer, viewer_value
 
 try:
     # ZeroGPU of Hugging Face Spaces: a GPU for the time of the call
-    from spaces import GPU  # type: ignore[import-not-found] # installed on Spaces only
+    import spaces  # type: ignore[import-not-found] # installed on Spaces only
+
+    GPU = spaces.GPU
 except ImportError:
 
     def GPU(function: Callable[..., Any]) -> Callable[..., Any]:
