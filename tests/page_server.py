@@ -1,4 +1,4 @@
-"""The page on a port of this machine with a tiny pipeline, for the tests of the demo."""
+"""What the tests of the page share: a tiny pipeline, a small map, jobs, and the page on a port of this machine."""
 
 import os
 import socket
@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from lsdm_diffusers.demo.jobs import make_jobs
 from lsdm_diffusers.semantic_map import semantic_map_image
 from tests.conftest import tiny_pipeline, tiny_unet, tiny_vae
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
-CLIENT = {"verbose": False, "httpx_kwargs": {"timeout": 120}}  # of `gradio_client.Client`; the machine may be busy
+CLIENT = {"verbose": False, "httpx_kwargs": {"timeout": 120}}  # for `gradio_client.Client`; the machine may be busy
 
 
 def page_pipeline():
@@ -33,6 +34,12 @@ def small_map() -> np.ndarray:
     return labels
 
 
+def jobs(**changes):
+    """Jobs for the small map, few steps."""
+    settings = {"semantic_map": small_map(), "pixel_spacing": 0.7, "features": None, "guidance_scale": 8}
+    return make_jobs(**{**settings, "sampler": "DDIM", "num_inference_steps": 3, "multiple": 32, **changes})
+
+
 def write_map(path: Path, labels=None) -> Path:
     semantic_map_image(small_map() if labels is None else labels).save(path)
     return path
@@ -44,7 +51,7 @@ def files_below(folder: Path) -> list[Path]:
 
 @contextmanager
 def served(folder: Path, monkeypatch, pipeline=None):
-    """Yields (url, blocks) of the page, whose uploads and results lie below `folder`."""
+    """Serve the page, with its uploads and results below `folder`; yields its address and the `gr.Blocks`."""
     from lsdm_diffusers.demo.page import build_demo, launch
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))

@@ -1,4 +1,4 @@
-"""The page in a real browser: draw, stamp, generate, switch windows, compare, download, cancel, and upload a broken file."""
+"""The page in Chromium: draw, place nodules, generate, switch windows, compare, download, cancel, wrong input."""
 
 import json
 import shutil
@@ -9,10 +9,14 @@ import pytest
 pytest.importorskip("gradio", reason="needs the extra `demo`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra `dev`)")
 
+from lsdm_diffusers.hounsfield import WINDOWS, apply_window  # noqa: E402
 from tests.page_server import served, small_map, write_map  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the browser chromium (apt-get install chromium)")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs the browser chromium (apt-get install chromium)"),
+]
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 WAIT = 60_000  # ms; the machine may be busy
 
@@ -40,7 +44,7 @@ def map_file(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, url, map_file):
-    """The page with the small map, and few steps; afterwards there must have been no error and no request elsewhere."""
+    """The page with the small map and few steps; afterwards, it must have had no error and asked no other server."""
     page = open_page(browser, url, width=1440)
     upload(page, map_file)
     page.wait_for_function("document.querySelector('#board canvas.map').width === 128", timeout=WAIT)
@@ -87,8 +91,8 @@ def colour(page, label):
     return [int(value) for value in style[4:-1].split(",")]
 
 
-def at(page, x, y):
-    """Click at a place of the board, in parts of its edge."""
+def click_board(page, x, y):
+    """Click on the board; x and y are parts of its edge, 0..1."""
     box = page.locator("#board canvas.marks").bounding_box()
     page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
 
@@ -128,11 +132,11 @@ def test_phone_has_one_column_and_no_sideways_scroll(browser, url):
 def test_draw_erase_undo(page):
     page.locator("#board .legend [data-label='2']").click()
     before = canvas(page, "#board canvas.map")
-    at(page, 0.7, 0.7)
+    click_board(page, 0.7, 0.7)
     drawn = canvas(page, "#board canvas.map")
     assert drawn[90, 90].tolist() == colour(page, 2) and (drawn != before).any(axis=2).sum() > 50
     page.locator("#board [data-tool=eraser]").click()
-    at(page, 0.7, 0.7)
+    click_board(page, 0.7, 0.7)
     assert (canvas(page, "#board canvas.map") == before).all()
     page.locator("#board [data-action=undo]").click()
     assert (canvas(page, "#board canvas.map") == drawn).all()
@@ -146,10 +150,10 @@ def test_stamp_and_remove_nodules(page):
     assert nodules(page) == 1
     page.locator("#board select.malignancy").select_option("benign")
     page.locator("#board select.shape").select_option("spiculated")
-    at(page, 0.65, 0.65)
+    click_board(page, 0.65, 0.65)
     page.wait_for_function("document.querySelectorAll('#board .nodule').length === 2")
     assert page.locator("#board .nodule").nth(1).locator("[aria-checked=true]").inner_text() == "benign"
-    at(page, 0.02, 0.02)
+    click_board(page, 0.02, 0.02)
     page.locator("#board .message.error").wait_for()
     assert nodules(page) == 2
     page.locator("#board .nodule").first.get_by_text("Remove").click()
@@ -170,10 +174,8 @@ def test_generate_windows_readout_and_downloads(page, tmp_path):
         assert (canvas(page, "#viewer .panel canvas") != bone).any()
         page.locator(f"#viewer .{control}").uncheck()
     page.locator("#viewer .panel canvas").click(position={"x": 30, "y": 300})
-    assert (
-        "HU" in page.locator("#viewer .readout").inner_text()
-        and "unguided" in page.locator("#viewer .readout").inner_text()
-    )
+    readout = page.locator("#viewer .readout").inner_text()
+    assert "HU" in readout and "unguided" in readout
     files = {}
     for format in ("png", "npy", "nifti", "dicom", "json"):
         with page.expect_download() as download:
@@ -181,21 +183,25 @@ def test_generate_windows_readout_and_downloads(page, tmp_path):
         files[format] = tmp_path / download.value.suggested_filename
         download.value.save_as(files[format])
     assert np.load(files["npy"]).shape == (128, 128)
-    told = json.loads(files["json"].read_text())
-    assert (
-        told["nodules"][0]["features"] == {"malignancy": "benign", "spiculation": 5}
-        and told["num_inference_steps"] == 6
-    )
+    parameters = json.loads(files["json"].read_text())
+    assert parameters["nodules"][0]["features"] == {"malignancy": "benign", "spiculation": 5}
+    assert parameters["num_inference_steps"] == 6
     import pydicom
 
     assert (pydicom.dcmread(files["dicom"]).pixel_array == np.load(files["npy"])).all()
 
 
-def test_several_images_and_comparison(page):
+def test_several_images_and_comparison(page, tmp_path):
     page.get_by_label("number input for Images").fill("2")
     page.get_by_label("number input for Images").press("Tab")
     generate(page)
     assert page.locator("#viewer .thumbnails button").count() == 2
+    with page.expect_download() as download:
+        page.locator("#viewer [data-format=npy]").click()
+    download.value.save_as(tmp_path / "slice.npy")
+    expected = apply_window(np.load(tmp_path / "slice.npy"), next(iter(WINDOWS))).astype(int)
+    thumbnail = canvas(page, "#viewer .thumbnails canvas")
+    assert np.abs(thumbnail - expected[..., None]).max() <= 1  # the browser rounds half to even, in double precision
     first = canvas(page, "#viewer .panel canvas")
     page.locator("#viewer .thumbnails button").nth(1).click()
     assert (canvas(page, "#viewer .panel canvas") != first).any()
@@ -205,7 +211,7 @@ def test_several_images_and_comparison(page):
     assert captions[0].startswith("benign") and captions[1].startswith("malignant")
 
 
-def test_cancel_and_go_on(page):
+def test_cancel_and_generate_afterwards(page):
     for label, value in (("Steps", "100"), ("Images", "8")):  # so many that the run is not over before the click
         page.get_by_label(f"number input for {label}").fill(value)
         page.get_by_label(f"number input for {label}").press("Tab")
@@ -219,7 +225,7 @@ def test_cancel_and_go_on(page):
     generate(page)
 
 
-def test_wrong_input_is_told_plainly(page, tmp_path):
+def test_wrong_input_gets_a_sentence(page, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(write_map(tmp_path / "whole.png", small_map()).read_bytes()[:120])
     upload(page, broken)

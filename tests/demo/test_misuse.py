@@ -21,12 +21,12 @@ from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
 from lsdm_diffusers.demo import generation  # noqa: E402
-from lsdm_diffusers.demo.jobs import make_jobs  # noqa: E402
 from lsdm_diffusers.demo.map_board import MAX_UPLOAD  # noqa: E402
 from lsdm_diffusers.demo.packed_array import pack_array  # noqa: E402
-from tests.page_server import CLIENT, files_below, page_pipeline, served, small_map, write_map  # noqa: E402
+from tests.page_server import CLIENT, files_below, jobs, page_pipeline, served, write_map  # noqa: E402
 
 CLIENTS, REQUESTS = 20, 200
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def page(tmp_path_factory):
 
 
 def expected(pipe, seed):
-    (job,) = make_jobs(small_map(), 0.7, None, 0, "DDIM", 1, seed, multiple=32)
+    (job,) = jobs(guidance_scale=0, num_inference_steps=1, seed=seed)
     return generation.sample(pipe, job)
 
 
@@ -57,7 +57,7 @@ def arguments(tmp_path, **changes):
 
 
 def server_call(page, function, data):
-    """What the browser does to call a function of the board or the viewer."""
+    """Call a function of the board or the viewer as the browser does."""
     url, blocks, *_ = page
     components = [block for block in blocks.blocks.values() if getattr(block, "server_fns", None)]
     named = [component for component in components if function in [known.__name__ for known in component.server_fns]]
@@ -78,8 +78,8 @@ def test_many_clients_at_once_each_get_their_own_slice(page, tmp_path):
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         answers = list(pool.map(ask, range(CLIENTS)))
-    for seed, (hu, told) in enumerate(answers):
-        assert told == seed and (hu == expected(pipe, seed)).all()
+    for seed, (hu, answered_seed) in enumerate(answers):
+        assert answered_seed == seed and (hu == expected(pipe, seed)).all()
     assert not [path for path in files_below(folder) if path.name == "map.png"]  # no upload outlives its request
 
 
