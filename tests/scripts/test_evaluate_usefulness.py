@@ -47,7 +47,7 @@ def test_every_arm_is_trained_and_tested_once(tmp_path, train, common):
         results["guided synthetic", 1]["auc"]["mean"] - results["real alone", 1]["auc"]["mean"]
     )
     table = (tmp_path / "out" / "usefulness.md").read_text()
-    assert "10 real training nodules, 4 synthetic ones" in table and "| augmentation | " in table
+    assert "10 real training nodules; 4 synthetic ones" in table and "| augmentation " in table
     assert (tmp_path / "out" / "usefulness.png").is_file() and (tmp_path / "out" / "nodules.png").is_file()
 
     kept = {
@@ -133,7 +133,7 @@ def test_diversity_and_memorisation(tmp_path, train, common):
             ("--fractions", 0),
             "--fractions is .*, but numbers above 0 and up to 1 are needed",
         ),
-        ("evaluate_usefulness.py", ("--split", "train"), "--split train: real training nodules"),
+        ("evaluate_usefulness.py", ("--split", "train"), "--split train: the classifiers are tested on other nodules"),
         ("evaluate_usefulness.py", ("--num_synthetic", 0), "--num_synthetic is 0, but at least 1 is needed"),
         ("evaluate_diversity.py", ("--seeds", 1, 1), "--seeds is .*, but at least two different ones are needed"),
     ],
