@@ -32,7 +32,6 @@ class Pole(Enum):
     HIGH = "+"
 
 
-SAMPLED_KINDS = (ArmKind.UNGUIDED, ArmKind.GUIDED, ArmKind.SHAM, ArmKind.HELD_SHAM, ArmKind.SHUFFLED)
 SHAM_KINDS = (ArmKind.SHAM, ArmKind.HELD_SHAM)
 
 

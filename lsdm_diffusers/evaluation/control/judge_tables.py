@@ -9,17 +9,10 @@ from ..agreement import area_under_curve, rank_correlation, rating_agreement, re
 from ..bootstrap import patient_bootstrap, patient_bootstrap_of
 from ..measures import MEASURES
 from .arms import REAL, UNGUIDED, Arm, ArmKind, low_and_high
+from .measurements import MEASURE_TITLES
 from .results import ControlResults
 from .table import Cell, Row, Table
 
-MEASURE_TITLES = {
-    "area_mm2": "area",
-    "mean_hu": "mean HU",
-    "spread_hu": "spread of HU",
-    "circularity": "circularity",
-    "solidity": "solidity",
-    "margin_hu_per_mm": "margin",
-}
 SCORERS = {
     "judge": "judge",
     "decoded judge": "judge, through the autoencoder",
@@ -31,14 +24,14 @@ NOT_IN_THE_DATA = "not in the data"
 def ceiling_table(results: ControlResults) -> Table:
     """How well the judge, the guiding classifiers and single readers tell the ratings of real nodules."""
     rows: dict[str, Row] = {}
-    everyone = np.ones(len(results.real.patients), dtype=bool)
+    all_nodules = np.ones(len(results.real.patients), dtype=bool)
     for feature in NODULE_FEATURES:
         if feature == "malignancy":
             clear = is_clear(results.real.ratings[feature])
-            rows["malignancy, AUC ≥ 3"] = _ceiling_row(results, feature, "auc_ge3", area_under_curve, everyone)
+            rows["malignancy, AUC ≥ 3"] = _ceiling_row(results, feature, "auc_ge3", area_under_curve, all_nodules)
             rows["malignancy, AUC ≥ 4"] = _ceiling_row(results, feature, "auc_ge4", area_under_curve, clear)
         else:
-            rows[f"{feature}, Spearman"] = _ceiling_row(results, feature, "spearman", rank_correlation, everyone)
+            rows[f"{feature}, Spearman"] = _ceiling_row(results, feature, "spearman", rank_correlation, all_nodules)
     caption = (
         f"{results.real_size}, each judged by models fitted without its patient. Through the autoencoder: the same "
         "crops encoded and decoded, which is as near as sampled ones can come. Calibration error of malignancy in "

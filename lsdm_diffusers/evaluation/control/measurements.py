@@ -20,6 +20,14 @@ from ..windows import NoduleWindow, nodule_windows
 from .arms import REAL, UNGUIDED, Arm, ArmKind, feature_scales, low_and_high
 
 CLASSIFIER_BATCH = 32  # crops that the classifiers score at a time
+MEASURE_TITLES = {
+    "area_mm2": "area",
+    "mean_hu": "mean HU",
+    "spread_hu": "spread of HU",
+    "circularity": "circularity",
+    "solidity": "solidity",
+    "margin_hu_per_mm": "margin",
+}
 
 Measurements = dict[str, dict[Arm, np.ndarray]]  # {measure: {arm: (N,)}}
 Box = tuple[int, int, int, int]  # y0, x0, y1, x1 in pixels, half-open

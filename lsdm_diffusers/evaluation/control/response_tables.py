@@ -10,7 +10,7 @@ from ..bootstrap import patient_bootstrap
 from ..measures import NODULE_TISSUE_HU, REACH_MM, SHAPE_MEASURES
 from ..obedience import equal_area_diameter
 from .arms import REAL, SHAM_KINDS, UNGUIDED, Arm, ArmKind, Pole, guided, low_and_high
-from .judge_tables import MEASURE_TITLES
+from .measurements import MEASURE_TITLES
 from .results import ControlResults
 from .table import Cell, Row, Table
 
