@@ -38,6 +38,19 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     return pixels
 
 
+def map_pixels(labels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Semantic maps as the autoencoder sees them: labels 0..7 scaled to [-1, 1] (thesis, section 3.3).
+
+    Args:
+        labels: (B, H, W), integer labels 0..7.
+        dtype: that of the autoencoder.
+
+    Returns:
+        (B, 1, H, W).
+    """
+    return labels[:, None].to(dtype) * (2 / (NUM_LABELS - 1)) - 1
+
+
 def encode_map(vae: AutoencoderKL, labels: torch.Tensor) -> torch.Tensor:
     """E(m): the scaled latents of semantic maps, whose labels 0..7 are scaled to [-1, 1] (thesis, section 3.3).
 
@@ -50,5 +63,4 @@ def encode_map(vae: AutoencoderKL, labels: torch.Tensor) -> torch.Tensor:
     Returns:
         (B, c, H / f, W / f).
     """
-    pixels = labels[:, None].to(vae.dtype) * (2 / (NUM_LABELS - 1)) - 1
-    return torch.cat([encode_pixels(vae, one_map[None]) for one_map in pixels])
+    return torch.cat([encode_pixels(vae, one_map[None]) for one_map in map_pixels(labels, vae.dtype)])

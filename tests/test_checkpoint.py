@@ -1,11 +1,20 @@
-"""The checkpoint that ships in the package."""
+"""The checkpoint and the example maps that ship in the package."""
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from lsdm_diffusers import LSDMGuidedPipeline, small_checkpoint
+from lsdm_diffusers.checkpoint import example_map
 from lsdm_diffusers.nodule_features import NODULE_FEATURES
+
+
+def test_paths_are_those_of_the_package():
+    assert Path(small_checkpoint()).name == "lung-ct-small"
+    assert Path(example_map()).is_file()
+    with pytest.raises(FileNotFoundError, match="'nothing', but the example maps are .*lidc-idri-0001"):
+        example_map("nothing")
 
 
 def test_is_small_safe_and_complete():

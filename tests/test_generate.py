@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from lsdm_diffusers import __version__
-from lsdm_diffusers.checkpoint import example_map, small_checkpoint
+from lsdm_diffusers.checkpoint import example_map
 from lsdm_diffusers.generate import main
 from lsdm_diffusers.semantic_map import find_nodules, read_semantic_map
 
@@ -153,6 +153,3 @@ def test_shipped_checkpoint_and_map(tmp_path):
     hu = np.load(tmp_path / "image-0.npy")
     lung = hu[labels[y : y + 128, x : x + 128] == 4]
     assert -1000 < np.median(lung) < -600
-    assert small_checkpoint().endswith("lung-ct-small")
-    with pytest.raises(FileNotFoundError, match="'nothing'"):
-        example_map("nothing")
