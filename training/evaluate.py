@@ -176,7 +176,7 @@ def summarise(by_seed: Sequence[Figures]) -> Summary:
 def open_data(args: argparse.Namespace) -> tuple[list[EvaluationSlice], list[EvaluationSlice], dict[str, str]]:
     """The slices to evaluate, as many of other patients for the yardstick, and what identifies the data."""
     dataset = args.dataset_name or args.train_data_dir
-    splits = open_splits(args)
+    splits = open_splits(dataset, args.streaming, args.max_train_samples, args.seed, args.split)
     slices = slices_with_nodules(splits[args.split], args.max_samples)
     others = slices_with_nodules(splits["validation" if args.split == "train" else "train"], len(slices))
     if not slices or not others:
