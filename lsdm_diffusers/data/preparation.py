@@ -214,7 +214,8 @@ def prepare_scans(
     prepared = PreparedDataset(output_dir, records, num_left_out, rows_written, seconds, clock)
     if failed:
         raise PreparationError(
-            f"{len(failed)} scans failed, see skipped.csv. Run the command again: it retries these scans and redoes nothing else.",
+            f"{len(failed)} scans failed, see skipped.csv. "
+            "Run the command again: it retries these scans and redoes nothing else.",
             prepared,
         )
     if not any(record["rows"] for record in records):
