@@ -64,9 +64,10 @@ class GeneratedSlice:
 def predicted_latents(
     latents: torch.Tensor, next_latents: torch.Tensor, level: NoiseLevel, next_level: NoiseLevel
 ) -> torch.Tensor:
-    """z_0 from two successive latents of a sampler.
+    """Predict z_0 from two successive latents of a sampler.
 
-    Both are z_t = α_t·z_0 + σ_t·noise. Solved for z_0 with the same noise in both, which is exact for DDIM with η = 0.
+    Both are z_t = α_t·z_0 + σ_t·noise. We take the noise to be the same in both and solve for z_0. This is exact for
+    DDIM with η = 0.
 
     Args:
         latents, next_latents: (1, c, h, w), before and after a step.
@@ -134,7 +135,7 @@ def sample(pipeline: LSDMGuidedPipeline, job: Job, guided: bool = True, on_step:
 def run(
     pipeline: LSDMGuidedPipeline, jobs: Sequence[Job], with_unguided: bool, stop: threading.Event
 ) -> Iterator[Progress | GeneratedSlice]:
-    """Make the slices of some jobs in a thread, which ends at its next step when `stop` is set or the iterator closed.
+    """Make the slices of jobs in a thread. It ends at its next step when `stop` is set or the iterator is closed.
 
     Args:
         pipeline: the pipeline whose models are used.
@@ -143,7 +144,7 @@ def run(
         stop: set by anyone to stop the run.
 
     Yields:
-        The progress after each step, and each slice as soon as it is there.
+        The progress after each step, and each slice as soon as it is made.
 
     Raises:
         Stopped: if `stop` was set.

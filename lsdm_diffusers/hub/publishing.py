@@ -19,6 +19,7 @@ TAGS = ["lsdm", "lung-ct", "medical", "semantic-image-synthesis"]
 NOT_ON_THE_CARD = {"hub_token", "output_dir", "latents_dir", "resume_from_checkpoint", "push_to_hub"}
 DATASET_ARGUMENTS = {"dataset_name", "train_data_dir"}
 NOT_UPLOADED = ["checkpoint-*", "part-*", "latents/*", "*.part", "log.jsonl"]
+FEATURE_DISTANCES = ("fid", "kid")  # ends of the names of metrics that depend on a feature extractor
 METRIC_DIGITS = 4  # decimals of a figure in the card's `model-index`
 
 
@@ -107,7 +108,7 @@ def evaluation_results(
             dataset_split=split,
             metric_type=name,
             metric_value=round(value["mean"], METRIC_DIGITS),
-            metric_name=f"{name} ({setting})" if "id" in name else name,
+            metric_name=f"{name} ({setting})" if name.endswith(FEATURE_DISTANCES) else name,
         )
         for name, value in figures.items()
     ]

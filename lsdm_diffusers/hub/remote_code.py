@@ -89,7 +89,7 @@ def _names_defined(tree: ast.Module, module: str) -> dict[str, str]:
 
 
 def _without_lines(text: str, statements: list[ast.ImportFrom]) -> str:
-    """Remove the lines of some statements from a source."""
+    """Remove the lines of these statements from a source."""
     removed: set[int] = set()
     for node in statements:
         removed |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))

@@ -58,7 +58,7 @@ import numpy, torch
 from diffusers import DiffusionPipeline
 try:
     DiffusionPipeline.from_pretrained("user/lsdm", revision="remote-code")
-    sys.exit("loaded code without being told to trust it")
+    sys.exit("loaded code that nobody had trusted")
 except ValueError as error:
     assert "trust_remote_code" in str(error), error
 pipe = DiffusionPipeline.from_pretrained("user/lsdm", revision="remote-code", trust_remote_code=True)
@@ -127,7 +127,7 @@ def test_the_pushed_model_gives_the_same_image_with_and_without_the_package(
     assert not hub.repositories
     publish(*model_command(model, "--private", "--hub_token", "hf_test"))
     assert hub.created["user/lsdm"]["visibility"] == "private"
-    publish(*model_command(model, "--hub_token", "hf_test"))  # and again, into a repository that is there
+    publish(*model_command(model, "--hub_token", "hf_test"))  # a second time, into the repository that exists now
     for revision, files in hub.repositories["user/lsdm"].items():
         assert {name: content for name, content in files.items() if name != ".gitattributes"} == contents(
             tmp_path / "dry" / revision
@@ -136,7 +136,7 @@ def test_the_pushed_model_gives_the_same_image_with_and_without_the_package(
     np.save(tmp_path / "map.npy", semantic_map)
     elsewhere = {"cwd": tmp_path, "env": {**os.environ, **environment}, "capture_output": True, "text": True}
     local = WITH_PACKAGE.replace("user/lsdm", str(model))
-    # each in a process of its own: floats may add up in another order where other tests ran before
+    # each in a new process: after other tests, floats may add up in another order
     for name, script, isolated in (
         ("with", WITH_PACKAGE, ()),
         ("without", WITHOUT_PACKAGE, ("-I",)),
@@ -166,7 +166,7 @@ def test_main_holds_safetensors_and_no_code_and_loads_as_a_folder(model, publish
     assert 'LSDMGuidedPipeline.from_pretrained("user/lsdm")' in card.text and 'revision="remote-code"' in card.text
 
 
-def test_what_an_earlier_push_left_there_goes(model, publish, hub):
+def test_files_of_an_earlier_push_are_deleted(model, publish, hub):
     _, hub = hub
     publish(*model_command(model, "--hub_token", "hf_test"))
     hub.repositories["user/lsdm"]["main"]["unet/old.bin"] = b"old"
@@ -277,7 +277,7 @@ def test_an_incomplete_pipeline_is_refused(model, publish, no_hub, present, miss
         publish(*model_command(model))
 
 
-def test_a_component_of_a_module_that_is_not_there_is_refused(model, publish, no_hub):
+def test_a_component_of_an_unknown_module_is_refused(model, publish, no_hub):
     index = (model / "model_index.json").read_text()
     (model / "model_index.json").write_text(
         index.replace("lsdm_diffusers.models.unet_spade", "lsdm_diffusers.models.unet_of_tomorrow")
