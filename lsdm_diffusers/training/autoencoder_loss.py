@@ -1,45 +1,75 @@
-"""What the KL autoencoder is trained with: L1 + perceptual + adversarial + KL (thesis, eq. 3.2; Esser et al. 2021; Rombach et al. 2022)."""
+"""Loss of the KL autoencoder: L1, perceptual, adversarial and KL terms (thesis, eq. 3.2; Esser et al. 2021)."""
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from torch import nn
 
+MAX_ADAPTIVE_WEIGHT = 1e4  # of the adversarial term, as in the code of Esser et al. 2021
+GRADIENT_NORM_FLOOR = 1e-4  # added to the norm that the adaptive weight is divided by, from the same code
 
-def hinge_loss(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
-    """What a discriminator pays for its logits of real and of made images (Lim and Ye 2017): nothing for real >= 1 and made <= -1."""
-    return (F.relu(1 - real).mean() + F.relu(1 + made).mean()) / 2
+
+def hinge_loss(real: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
+    """Hinge loss of a discriminator (Lim and Ye 2017): 0 if real logits are >= 1 and generated ones <= -1.
+
+    Args:
+        real: logits of real images, of any shape.
+        generated: logits of generated images, of any shape.
+    """
+    return (F.relu(1 - real).mean() + F.relu(1 + generated).mean()) / 2
 
 
 def discriminator_loss(discriminator: nn.Module, pixels: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
-    """Hinge loss of the discriminator, in one forward of both halves."""
-    return hinge_loss(*discriminator(torch.cat([pixels, reconstruction.detach()])).float().chunk(2))
+    """Hinge loss of a discriminator of images, with real and reconstructed ones in one forward pass.
+
+    Args:
+        discriminator: gives logits for images (B, 1, H, W).
+        pixels: real images (B, 1, H, W) in [-1, 1].
+        reconstruction: their reconstructions (B, 1, H, W). They get no gradient.
+    """
+    real, generated = discriminator(torch.cat([pixels, reconstruction.detach()])).float().chunk(2)
+    return hinge_loss(real, generated)
 
 
 class AutoencoderLoss(nn.Module):
-    """The autoencoder and its loss in one forward: only through that do several processes share their gradients.
+    """The autoencoder and its loss in one module, because processes share gradients of one prepared forward pass only.
 
     Args:
-        vae: the `AutoencoderKL`.
-        kl_weight: of the KL divergence to N(0, 1), mean over the latent's elements.
-        difference_weight: of L1 on differences of neighbouring pixels, vertical and horizontal.
-        perceptual: what `perceptual_distance` returns.
-        perceptual_weight: of it.
-        discriminator_weight: of the adversarial term, times ||grad of the rest|| / ||grad of that term|| at the last layer.
+        vae: the autoencoder.
+        kl_weight: weight of the KL divergence from N(0, 1), which is a mean over the elements of the latents.
+        difference_weight: weight of the L1 between differences of neighbouring pixels, vertical and horizontal.
+        perceptual: distance of two batches of images, from `perceptual_distance`; None leaves the term out.
+        perceptual_weight: weight of that distance.
+        discriminator_weight: weight of the adversarial term. It is multiplied by the adaptive weight: the norm of the
+            gradient of reconstruction and perceptual terms over that of the adversarial term, at the last layer.
     """
 
     def __init__(
-        self, vae, kl_weight, difference_weight=0.0, perceptual=None, perceptual_weight=1.0, discriminator_weight=0.5
+        self,
+        vae: AutoencoderKL,
+        kl_weight: float,
+        difference_weight: float = 0.0,
+        perceptual: nn.Module | None = None,
+        perceptual_weight: float = 1.0,
+        discriminator_weight: float = 0.5,
     ):
         super().__init__()
         self.vae, self.perceptual = vae, perceptual
         self.kl_weight, self.difference_weight = kl_weight, difference_weight
         self.perceptual_weight, self.discriminator_weight = perceptual_weight, discriminator_weight
 
-    def forward(self, pixels, noise, discriminator=None):
-        """Loss of pixels (B, 1, H, W) in [-1, 1] with noise (B, c, H/f, W/f); adversarial too if a frozen `discriminator` is given.
+    def forward(
+        self, pixels: torch.Tensor, noise: torch.Tensor, discriminator: nn.Module | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+        """Compute the loss of a batch.
+
+        Args:
+            pixels: real images (B, 1, H, W) in [-1, 1].
+            noise: standard normal noise (B, c, H / f, W / f), by which the latents are drawn from the posterior.
+            discriminator: frozen discriminator; None leaves the adversarial term out.
 
         Returns:
-            The loss, its parts by name, and the reconstruction.
+            The loss, its terms by name, and the reconstruction (B, 1, H, W).
         """
         posterior = self.vae.encode(pixels).latent_dist
         latents = posterior.mean + posterior.std * noise
@@ -47,7 +77,8 @@ class AutoencoderLoss(nn.Module):
         parts = {"l1": F.l1_loss(reconstruction, pixels), "kl": posterior.kl().mean() / latents[0].numel()}
         likeness = parts["l1"]
         if self.difference_weight:
-            parts["differences"] = sum(F.l1_loss(reconstruction.diff(dim=dim), pixels.diff(dim=dim)) for dim in (2, 3))
+            vertical, horizontal = (F.l1_loss(reconstruction.diff(dim=dim), pixels.diff(dim=dim)) for dim in (2, 3))
+            parts["differences"] = vertical + horizontal
             likeness = likeness + self.difference_weight * parts["differences"]
         if self.perceptual is not None:
             parts["perceptual"] = self.perceptual(reconstruction, pixels)
@@ -55,13 +86,15 @@ class AutoencoderLoss(nn.Module):
         loss = likeness + self.kl_weight * parts["kl"]
         if discriminator is not None:
             parts["adversarial"] = -discriminator(reconstruction).mean()
-            last = self.vae.decoder.conv_out.weight
-            norms = [
-                torch.autograd.grad(part, last, retain_graph=True)[0].norm()
-                for part in (likeness, parts["adversarial"])
-            ]
+            adaptive_weight = self._gradient_norm(likeness) / (
+                self._gradient_norm(parts["adversarial"]) + GRADIENT_NORM_FLOOR
+            )
             parts["adversarial_weight"] = (
-                self.discriminator_weight * (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).detach()
+                self.discriminator_weight * adaptive_weight.clamp(max=MAX_ADAPTIVE_WEIGHT).detach()
             )
             loss = loss + parts["adversarial_weight"] * parts["adversarial"]
         return loss, parts, reconstruction
+
+    def _gradient_norm(self, loss: torch.Tensor) -> torch.Tensor:
+        """Norm of the gradient of a loss at the last layer of the decoder."""
+        return torch.autograd.grad(loss, self.vae.decoder.conv_out.weight, retain_graph=True)[0].norm()

@@ -1,8 +1,9 @@
-"""What the training scripts share: the flags that name a dataset, its splits, rows of splits and streams, and where to crop."""
+"""The data of the training scripts: the flags that name a dataset, its splits, rows of splits and streams, crops."""
 
 import argparse
 from collections.abc import Callable, Iterator
 from itertools import count, islice
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset
@@ -10,88 +11,143 @@ from datasets import Dataset, IterableDataset, load_dataset
 from ..data.dataset import row_kinds
 from ..labels import SemanticLabel
 
-SHUFFLE_BUFFER = 256  # rows of a stream that are mixed with each other
+SHUFFLE_BUFFER = 256  # rows of a stream that are shuffled with each other
+NODULE_CROP_SHARE = 0.5  # of the crops of a map with nodules that are placed on a nodule
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add `--dataset_name` or `--train_data_dir`, `--streaming` and `--max_train_samples`; returns their group, for further flags."""
+    """Add `--dataset_name` or `--train_data_dir`, `--streaming` and `--max_train_samples`.
+
+    Returns:
+        The group "data", for further flags.
+    """
     data = parser.add_argument_group("data")
-    where = data.add_mutually_exclusive_group(required=True)
-    where.add_argument("--dataset_name", help="dataset folder or Hub id, as prepare_lidc.py or prepare_ct.py make it")
-    where.add_argument("--train_data_dir", help="folder of such a dataset, if it is not given by --dataset_name")
+    source = data.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--dataset_name", help="Dataset: a folder or Hub id, as prepare_lidc.py or prepare_ct.py write it."
+    )
+    source.add_argument("--train_data_dir", help="Folder of such a dataset; the same as --dataset_name.")
     data.add_argument(
-        "--streaming", action="store_true", help="read the rows as they come, for a dataset larger than the disk"
+        "--streaming", action="store_true", help="Read the rows as a stream, for a dataset larger than the disk."
     )
     data.add_argument(
         "--max_train_samples",
         type=int,
         default=None,
-        help="train on this many rows, drawn by --seed (with --streaming, the first ones), not on all",
+        help="Use this many training rows, drawn by --seed; with --streaming, the first ones. Default: all.",
     )
     return data
 
 
-def open_splits(args: argparse.Namespace) -> dict[str, Dataset | IterableDataset]:
-    """The splits of the dataset that the flags name, of "train" a part with `--max_train_samples`; `--split`, where a script has it, is one of them.
+def open_splits(
+    source: str | argparse.Namespace,
+    streaming: bool = False,
+    max_train_samples: int | None = None,
+    seed: int = 0,
+    split: str | None = None,
+) -> dict[str, Any]:
+    """Open a dataset with the splits "train" and "validation".
+
+    Args:
+        source: folder or Hub id.
+        streaming: whether to read the rows as a stream.
+        max_train_samples: number of rows that are kept of "train"; None keeps all.
+        seed: which rows are kept of "train". A stream keeps the first ones.
+        split: name of another split that must be present.
+
+    Returns:
+        {split: `Dataset`}, or `IterableDataset` with `streaming`.
 
     Raises:
-        SystemExit: for a dataset without the splits "train" and "validation", another `--split`, or `--max_train_samples` below 1.
+        ValueError: for a dataset that lacks one of the splits, or `max_train_samples` below 1.
     """
-    source = args.dataset_name or args.train_data_dir
-    if args.max_train_samples is not None and args.max_train_samples < 1:
-        raise SystemExit(f"--max_train_samples is {args.max_train_samples}, but at least 1 is needed.")
-    splits = load_dataset(source, streaming=args.streaming)
+    if isinstance(source, argparse.Namespace):
+        args = source
+        name = args.dataset_name or args.train_data_dir
+        return open_splits(name, args.streaming, args.max_train_samples, args.seed, getattr(args, "split", None))
+    if max_train_samples is not None and max_train_samples < 1:
+        raise ValueError(f"--max_train_samples is {max_train_samples}, but at least 1 is needed.")
+    splits = load_dataset(source, streaming=streaming)
     if not {"train", "validation"} <= splits.keys():
-        raise SystemExit(f"The dataset {source} has the splits {sorted(splits)}, but train and validation are needed.")
-    if getattr(args, "split", "train") not in splits:
-        raise SystemExit(f"--split is {args.split}, but one of {sorted(splits)} is needed.")
+        raise ValueError(f"The dataset {source} has the splits {sorted(splits)}, but train and validation are needed.")
+    if split is not None and split not in splits:
+        raise ValueError(f"--split is {split}, but one of {sorted(splits)} is needed.")
     train = splits["train"]
-    if args.max_train_samples is not None:
-        if args.streaming:
-            train = train.take(args.max_train_samples)
-        else:
-            drawn = np.random.default_rng(args.seed).permutation(len(train))[: args.max_train_samples]
-            train = train.select(np.sort(drawn))
+    if max_train_samples is not None and streaming:
+        train = train.take(max_train_samples)
+    elif max_train_samples is not None:
+        drawn = np.random.default_rng(seed).permutation(len(train))[:max_train_samples]
+        train = train.select(np.sort(drawn))
     return {**splits, "train": train}
 
 
-def rows_of_kind(split: Dataset | IterableDataset, wanted: Callable[[str], bool]) -> Dataset | IterableDataset:
-    """The rows whose column `kind` is wanted; a dataset without that column has rows of kind "slice" only."""
+def rows_of_kind(split: Dataset | IterableDataset, accepts: Callable[[str], bool]) -> Dataset | IterableDataset:
+    """The rows whose column `kind` is accepted; a dataset without that column has rows of kind "slice" only."""
     if isinstance(split, Dataset):
-        return split.select(np.flatnonzero([wanted(kind) for kind in row_kinds(split)]))
-    return split.filter(wanted, input_columns="kind") if "kind" in split.features else split
+        return split.select(np.flatnonzero([accepts(kind) for kind in row_kinds(split)]))
+    return split.filter(accepts, input_columns="kind") if "kind" in split.features else split
 
 
-def spread_rows(split: Dataset | IterableDataset, number: int) -> list[dict]:
-    """At most `number` rows from all over a split; of a stream, from all over its first `SHUFFLE_BUFFER` rows."""
+def whole_slices(split: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """The rows that are whole slices, not crops around a nodule."""
+    return rows_of_kind(split, lambda kind: kind != "nodule")
+
+
+def spread_rows(split: Dataset | IterableDataset, number: int) -> list[dict[str, Any]]:
+    """At most `number` rows, evenly spread over a split; of a stream, drawn from its first `SHUFFLE_BUFFER` rows."""
     if isinstance(split, Dataset):
-        return [split[int(index)] for index in np.linspace(0, len(split) - 1, min(number, len(split))).astype(int)]
+        indices = np.linspace(0, len(split) - 1, min(number, len(split))).astype(int)
+        return [split[int(index)] for index in indices]
     return list(islice(split.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER), number))
 
 
+def validation_slices(split: Dataset | IterableDataset, number: int) -> list[dict[str, Any]]:
+    """At most `number` whole slices that list nodules, spread over a split; any whole slices if none lists nodules."""
+    slices = whole_slices(split)
+    return spread_rows(slices.filter(bool, input_columns="nodules"), number) or spread_rows(slices, number)
+
+
 def crop_corner(semantic_map: np.ndarray, edge: int, generator: np.random.Generator) -> tuple[int, int]:
-    """Top and left of a random square crop of a map (H, W); half of the crops of a map with nodules are drawn to have one inside."""
+    """Draw the top left corner of a square crop.
+
+    Half of the crops of a map with nodules are placed so that they contain a nodule pixel, at least a quarter of the
+    edge away from the border of the crop where the frame permits.
+
+    Args:
+        semantic_map: labels (H, W).
+        edge: edge of the crop, at most H and W.
+        generator: the random generator.
+
+    Returns:
+        Row and column of the corner.
+    """
     height, width = semantic_map.shape
     y, x = generator.integers(height - edge + 1), generator.integers(width - edge + 1)
-    inside = np.argwhere(semantic_map >= SemanticLabel.NODULE_BENIGN)
-    if len(inside) and edge < height and generator.random() < 0.5:
-        corner = inside[generator.integers(len(inside))] - generator.integers(edge // 4, edge - edge // 4, size=2)
+    nodule_pixels = np.argwhere(semantic_map >= SemanticLabel.NODULE_BENIGN)
+    if len(nodule_pixels) and edge < height and generator.random() < NODULE_CROP_SHARE:
+        pixel = nodule_pixels[generator.integers(len(nodule_pixels))]
+        corner = pixel - generator.integers(edge // 4, edge - edge // 4, size=2)
         y, x = np.clip(corner, 0, (height - edge, width - edge))
     return int(y), int(x)
 
 
 class StreamedRows:
-    """Rows of a stream, shuffled anew in each epoch, by their number in that endless order.
+    """Rows of a stream, shuffled anew in each epoch, addressed by their number in this endless order.
 
-    Numbers are asked for in rising order; what lies between is read and passed over undecoded. So a resumed run, which asks for later
-    numbers, and the processes of a distributed one, each of which asks for its own, see the rows of a single uninterrupted run.
+    Numbers must be asked for in rising order. Rows between them are read but not decoded. A resumed run asks for later
+    numbers only, and each process of a distributed run for its own, so all of them see the rows of a single
+    uninterrupted run.
+
+    Args:
+        stream: the streamed split.
+        seed: seed of the first epoch's order.
     """
 
     def __init__(self, stream: IterableDataset, seed: int):
         self.stream, self.seed, self.features = stream.decode(False), seed, stream.features
         self._numbered = self._number_rows()
 
-    def _number_rows(self) -> Iterator[tuple[int, dict]]:
+    def _number_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         number = 0
         for epoch in count():
             first = number
@@ -101,12 +157,17 @@ class StreamedRows:
             if number == first:
                 raise ValueError("`stream` has no rows, but at least one is needed.")
 
-    def __getitem__(self, number: int) -> dict:
-        for at, row in self._numbered:
-            if at == number:
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """The decoded row of a number.
+
+        Raises:
+            IndexError: for a number that is not above the last one.
+        """
+        for current, row in self._numbered:
+            if current == number:
                 return self.features.decode_example(row)
-            if at > number:
+            if current > number:
                 break
         raise IndexError(
-            f"`number` is {number}, but row {at - 1} of the stream was read already, and a stream does not go back."
+            f"`number` is {number}, but row {current - 1} of the stream was read already: numbers must rise."
         )

@@ -66,7 +66,7 @@ def test_script_trains_from_a_stream_with_every_other_flag(tmp_path, train, data
         (
             ("--feature_weight", "inf"),
             RuntimeError,
-            "The loss is inf and the discriminator's .* at step 0; the last good checkpoint is in",
+            "The loss is inf and the discriminator loss is .* at step 0; the last good checkpoint is in",
         ),
     ],
 )
