@@ -8,6 +8,8 @@ from ..conftest import tiny_pipeline
 
 pytest.importorskip("torchmetrics", reason="torchmetrics (the extra eval) is not installed")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def common(tmp_path, dataset):

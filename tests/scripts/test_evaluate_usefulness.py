@@ -19,6 +19,8 @@ ARMS = (
     "augmentation + guided synthetic",
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def common(tmp_path, dataset):

@@ -4,6 +4,8 @@ import pytest
 
 from ..conftest import tiny_pipeline
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def model(tmp_path):
