@@ -1,4 +1,4 @@
-"""What synthetic nodules are worth, whether they differ and whether they repeat training nodules, through the command lines."""
+"""Usefulness, diversity and memorisation of synthetic nodules, through the command lines."""
 
 import json
 

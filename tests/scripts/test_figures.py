@@ -1,4 +1,4 @@
-"""The figures through their command line: all are drawn, their images are made once, and what a pipeline lacks is said."""
+"""The figures through their command line: all are drawn, and their images are made once."""
 
 import pytest
 
@@ -39,7 +39,8 @@ def test_every_figure_is_drawn_and_images_are_made_once(tmp_path, train, common,
     )
 
     images = {file: file.stat().st_mtime_ns for file in (tmp_path / "figures" / "images").rglob("*.png")}
-    # a slice unguided (LDM is LSDM here) and guided; nodules: unguided, 4 alone and 2 orders, 2 + 3 * 5 ratings, 2 more of the ladder at s = 1
+    # A slice unguided (LDM is LSDM here) and guided. Nodules: unguided; 4 features alone and 2 orders; 2 + 3 * 5
+    # ratings; 2 more of the ladder at s = 1.
     assert len(images) == 2 + 1 + 6 + 17 + 2
     train("figures.py", *common, "--which", "5.9")
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "figures" / "images").rglob("*.png")} == images
