@@ -1,5 +1,6 @@
 """Tiny real components, a small dataset and the run of a training script, shared by the tests."""
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ from .tiny_dataset import write_tiny_dataset
 ROOT = Path(__file__).parent.parent
 TRAINING = ROOT / "training"
 RATINGS = NODULE_FEATURES
+if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores
+    torch.set_num_threads(1)
+
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0205}
 
 
