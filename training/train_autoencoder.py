@@ -1,4 +1,4 @@
-"""Train the KL autoencoder of the latent space (thesis, section 3.1).
+r"""Train the KL autoencoder of the latent space (thesis, section 3.1).
 
     accelerate launch training/train_autoencoder.py --dataset_name lung-ct-small-data \
         --output_dir lung-ct-small/vae-crops --block_out_channels 24 48 96 --norm_num_groups 12 \
@@ -89,7 +89,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         nargs="+",
         default=[128, 256, 512],
-        help="Channels of each level. n levels reduce the edge of an image by f = 2^(n - 1).",
+        help="Channels of each level. n levels reduce the edge of an image by f = 2^(n - 1). Default: 128 256 512.",
     )
     model.add_argument(
         "--layers_per_block", type=int, default=1, help="ResNet blocks of a level. Default: %(default)s."
@@ -136,7 +136,8 @@ def parse_args() -> argparse.Namespace:
         "--disc_start",
         type=int,
         default=50001,
-        help="Step from which the discriminator takes part. Default: %(default)s.",
+        help="Step from which the discriminator takes part; there is none if it is not below --max_train_steps. "
+        "Default: %(default)s.",
     )
     optimisation.add_argument(
         "--disc_weight",

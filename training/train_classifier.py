@@ -1,4 +1,4 @@
-"""Train a noise-aware classifier of one nodule feature (thesis, Fig. 3.4 and section 4.2).
+r"""Train a noise-aware classifier of one nodule feature (thesis, Fig. 3.4 and section 4.2).
 
     accelerate launch training/train_classifier.py --dataset_name lung-ct-small-data \
         --pretrained_vae lung-ct-small/vae --feature malignancy --output_dir lung-ct-small/malignancy_classifier
@@ -114,7 +114,8 @@ def parse_args() -> argparse.Namespace:
         type=int,
         nargs="+",
         default=[24, 48, 72, 96],
-        help="Channels of each level. Each level but the last halves the size; four take 64x64 pixels to 8x8.",
+        help="Channels of each level. Each level but the last halves the size; four take 64x64 pixels to 8x8. "
+        "Default: 24 48 72 96.",
     )
     model.add_argument(
         "--norm_num_groups",
@@ -142,7 +143,8 @@ def parse_args() -> argparse.Namespace:
         type=float,
         nargs="*",
         default=[],
-        help="Densities in HU. For each, a smooth step of the crop at this density is a further input channel.",
+        help="Densities in HU. For each, a smooth step of the crop at this density is a further input channel. "
+        "Default: none.",
     )
     model.add_argument(
         "--timestep_power",

@@ -1,4 +1,4 @@
-"""Train the SPADE baseline, a GAN from semantic maps to CT slices (Park et al. 2019), and save its pipeline.
+r"""Train the SPADE baseline, a GAN from semantic maps to CT slices (Park et al. 2019), and save its pipeline.
 
     accelerate launch training/train_spade_gan.py --dataset_name lung-ct-small-data \
         --output_dir lung-ct-small/spade-gan --block_out_channels 16 32 64 96 128 128 --norm_num_groups 16 \
@@ -97,7 +97,7 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         default=[64, 128, 256, 512, 1024, 1024],
         help="Channels from full resolution to the coarsest level, multiples of --norm_num_groups. Each level but the "
-        "first halves the size.",
+        "first halves the size. Default: 64 128 256 512 1024 1024.",
     )
     model.add_argument(
         "--norm_num_groups", type=int, default=32, help="Groups of the group normalisation. Default: %(default)s."

@@ -1,4 +1,4 @@
-"""Train the SPADE U-Net of the latent semantic diffusion model (thesis, eq. 3.1, Algorithm 1) and save the pipeline.
+r"""Train the SPADE U-Net of the latent semantic diffusion model (thesis, eq. 3.1, Algorithm 1) and save the pipeline.
 
     accelerate launch training/train_unet.py --dataset_name lung-ct-small-data --pretrained_vae lung-ct-small/vae \
         --output_dir lung-ct-small/unet --block_out_channels 32 64 128 192 --attention_levels 0 0 0 1 \
@@ -91,14 +91,15 @@ def parse_args() -> argparse.Namespace:
         type=int,
         nargs="+",
         default=[128, 256, 384],
-        help="Channels of each level, multiples of --norm_num_groups. Each level but the last halves the size.",
+        help="Channels of each level, multiples of --norm_num_groups. Each level but the last halves the size. "
+        "Default: 128 256 384.",
     )
     model.add_argument(
         "--attention_levels",
         type=int,
         nargs="+",
         default=[0, 0, 1],
-        help="1 for each level with self-attention, else 0.",
+        help="1 for each level with self-attention, else 0. Default: 0 0 1.",
     )
     model.add_argument(
         "--layers_per_block", type=int, default=2, help="ResNet blocks of a level. Default: %(default)s."

@@ -40,7 +40,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
 
 
 def open_splits(
-    source: str | argparse.Namespace,
+    source: str,
     streaming: bool = False,
     max_train_samples: int | None = None,
     seed: int = 0,
@@ -61,10 +61,6 @@ def open_splits(
     Raises:
         ValueError: for a dataset that lacks one of the splits, or `max_train_samples` below 1.
     """
-    if isinstance(source, argparse.Namespace):
-        args = source
-        name = args.dataset_name or args.train_data_dir
-        return open_splits(name, args.streaming, args.max_train_samples, args.seed, getattr(args, "split", None))
     if max_train_samples is not None and max_train_samples < 1:
         raise ValueError(f"--max_train_samples is {max_train_samples}, but at least 1 is needed.")
     splits = load_dataset(source, streaming=streaming)

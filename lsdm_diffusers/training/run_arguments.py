@@ -67,8 +67,8 @@ def add_optimisation_arguments(
         "--mixed_precision",
         choices=["no", "fp16", "bf16"],
         default=None,
-        help="Number format of the forward pass. bf16 is fast only on hardware that supports it. "
-        "Default: the setting of `accelerate config`.",
+        help="Number format of the forward pass. bf16 is fast only on hardware that supports it. None stands for the "
+        "setting of `accelerate config`. Default: %(default)s.",
     )
     group.add_argument(
         "--use_ema",

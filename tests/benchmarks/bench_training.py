@@ -1,15 +1,22 @@
-"""Training steps of the small recipe's sizes, on made-up slices of 512x512: python tests/benchmarks/bench_training.py
+"""Time training steps at the sizes of the small recipe, on random slices of 512x512 pixels.
 
-Alternating in one process, medians: the share of a step spent on its data (yardstick: the whole step), the SPADE step against the same step of
-diffusers' `UNet2DModel` of equal widths, in bfloat16 and with channels last, and slices a second with latents cached against latents encoded
-as they are drawn.
+    python tests/benchmarks/bench_training.py
+
+All steps of a model run in turn in one process. The script prints medians:
+
+* seconds of a step of the autoencoder, a classifier and the U-Net, and the share of it spent on its data;
+* the step of the SPADE U-Net over that of diffusers' `UNet2DModel` of equal widths, in float32 and bfloat16, and over
+  itself in bfloat16 and with channels last;
+* slices a second with latents cached, and with latents encoded as they are drawn.
 """
 
 import argparse
 import importlib.util
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
@@ -19,60 +26,166 @@ from PIL import Image
 
 from lsdm_diffusers import NoduleClassifier, SpadeUNet2DModel, small_checkpoint
 from lsdm_diffusers.training.autoencoder_loss import AutoencoderLoss
+from lsdm_diffusers.training.encoded_rows import CachedRows, RowEncoder, encode_rows, live_pools
 
 TRAINING = Path(__file__).parents[2] / "training"
+SLICE_SIZE = 512
+VAE_FACTOR = 4
+NUM_CROPS = 1836  # training nodules of the small recipe
+WIDTHS = {"block_out_channels": (32, 64, 128, 192), "layers_per_block": 1, "norm_num_groups": 16}
+WIDTHS |= {"attention_head_dim": 16}
+
+Seconds = dict[str, list[float]]
 
 
-def script(name):
+def script(name: str) -> ModuleType:
+    """A training script as a module."""
     spec = importlib.util.spec_from_file_location(name, TRAINING / f"{name}.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def timed(run):
-    start = time.perf_counter()
-    result = run()
-    return time.perf_counter() - start, result
-
-
-def descend(model, loss):
+def backward(model: torch.nn.Module, loss: torch.Tensor) -> None:
     loss.backward()
     model.zero_grad(set_to_none=True)
 
 
-def report(name, data, step):
-    print(
-        f"{name}: step {np.median(step):.3f} s, of which data {100 * np.median(np.array(data) / (np.array(data) + np.array(step))):.2f}%",
-        flush=True,
+def print_step(name: str, data: list[float], step: list[float]) -> None:
+    """Print the median step without its data, and the share of the data in both; the first round is not counted."""
+    data_seconds, step_seconds = np.array(data[1:]), np.array(step[1:])
+    share = 100 * np.median(data_seconds / (data_seconds + step_seconds))
+    print(f"{name}: step {np.median(step_seconds):.3f} s, of which data {share:.2f}%", flush=True)
+
+
+def time_autoencoder(vae: AutoencoderKL, repeats: int, generator: np.random.Generator) -> None:
+    """Steps on four crops of 96 pixels."""
+    training_batch = script("train_autoencoder").training_batch
+    slices = [generator.standard_normal((SLICE_SIZE, SLICE_SIZE), dtype=np.float32) for _ in range(16)]
+    args = SimpleNamespace(seed=0, crop_size=96, train_batch_size=4, streaming=False)
+    loss_module, data, step = AutoencoderLoss(vae, 1e-4, difference_weight=1.0), [], []
+    for repeat in range(repeats + 1):
+        start = time.perf_counter()
+        pixels = training_batch(slices, [], repeat, args)
+        data.append(time.perf_counter() - start)
+        noise = torch.randn(len(pixels), 3, *(edge // VAE_FACTOR for edge in pixels.shape[-2:]))
+        start = time.perf_counter()
+        backward(vae, loss_module(pixels, noise)[0])
+        step.append(time.perf_counter() - start)
+    print_step("autoencoder, four crops of 96 pixels", data, step)
+
+
+def time_classifier(vae: AutoencoderKL, scheduler: DDPMScheduler, repeats: int) -> None:
+    """Steps on 32 nodule crops."""
+    noisy_crops = script("train_classifier").noisy_crops
+    classifier = NoduleClassifier(feature="malignancy", block_out_channels=(12, 24, 48, 96))
+    latents, probabilities = torch.randn(4, NUM_CROPS, 3, 16, 16), np.full(NUM_CROPS, 1 / NUM_CROPS)
+    data, step = [], []
+    for repeat in range(repeats + 1):
+        start = time.perf_counter()
+        chosen = np.random.default_rng(repeat).choice(NUM_CROPS, size=32, p=probabilities)
+        batch, timesteps, noise = latents[0, chosen], torch.randint(1000, (32,)), torch.randn(32, 3, 16, 16)
+        data.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        images = noisy_crops(batch, noise, timesteps, scheduler, vae)
+        backward(classifier, classifier(images, timesteps).sum())
+        step.append(time.perf_counter() - start)
+    print_step("classifier, 32 crops", data, step)
+
+
+def unet_steps(unet_script: ModuleType, scheduler: DDPMScheduler) -> dict[str, Callable[..., None]]:
+    """Training steps by name, each a function of a batch, its noise and its timesteps."""
+    spade = SpadeUNet2DModel(attention_levels=(False, False, False, True), spade_hidden_channels=24, **WIDTHS)
+    down_blocks = ["DownBlock2D"] * 3 + ["AttnDownBlock2D"]
+    up_blocks = ["AttnUpBlock2D"] + ["UpBlock2D"] * 3
+    plain = UNet2DModel(
+        in_channels=6, out_channels=3, down_block_types=down_blocks, up_block_types=up_blocks, **WIDTHS
     )
 
+    def spade_step(batch, noise, timesteps):
+        backward(spade, unet_script.diffusion_loss(spade, batch, noise, timesteps, scheduler))
 
-def main():
+    def plain_step(batch, noise, timesteps):
+        noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
+        output = plain(torch.cat([noisy, batch["map_latents"]], dim=1), timesteps).sample
+        velocity = scheduler.get_velocity(batch["latents"], noise, timesteps)
+        backward(plain, (output - velocity).square().mean())
+
+    def channels_last_step(batch, noise, timesteps):
+        spade.to(memory_format=torch.channels_last)
+        moved = {}
+        for name, tensor in batch.items():
+            is_image = tensor.ndim == 4
+            moved[name] = tensor.contiguous(memory_format=torch.channels_last) if is_image else tensor
+        spade_step(moved, noise, timesteps)
+        spade.to(memory_format=torch.contiguous_format)
+
+    def in_bfloat16(step):
+        def bfloat16_step(*inputs):
+            with torch.autocast("cpu", torch.bfloat16):
+                step(*inputs)
+
+        return bfloat16_step
+
+    return {
+        "spade": spade_step,
+        "plain": plain_step,
+        "spade, channels last": channels_last_step,
+        "spade, bfloat16": in_bfloat16(spade_step),
+        "plain, bfloat16": in_bfloat16(plain_step),
+    }
+
+
+def time_unet(vae: AutoencoderKL, scheduler: DDPMScheduler, repeats: int, generator: np.random.Generator) -> None:
+    """Steps on one whole slice, with latents cached and encoded as they are drawn."""
+    unet_script = script("train_unet")
+    labels = Image.fromarray(generator.integers(0, 5, (SLICE_SIZE, SLICE_SIZE)).astype(np.uint8))
+    image = Image.fromarray(generator.integers(0, 1800, (SLICE_SIZE, SLICE_SIZE)).astype(np.uint16))
+    rows = Dataset.from_list([{"image": image, "semantic_map": labels}] * 8)
+    encoder = RowEncoder(vae, random_flip=True, blank_background=True)
+    pools = {
+        "cached": {"slices": CachedRows(encode_rows(rows, encoder)["slices"])},
+        "encoded as drawn": live_pools(rows, encoder),
+    }
+    args = SimpleNamespace(seed=0, crop_size=SLICE_SIZE, train_batch_size=1, nodule_probability=0.0)
+    steps, seconds = unet_steps(unet_script, scheduler), defaultdict(list)
+    for repeat in range(repeats + 1):
+        for name, pool in pools.items():
+            start = time.perf_counter()
+            batch = unet_script.training_batch(pool, repeat, VAE_FACTOR, args)
+            seconds[name].append(time.perf_counter() - start)
+        noise, timesteps = torch.randn_like(batch["latents"]), torch.randint(1000, (1,))
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step(batch, noise, timesteps)
+            seconds[name].append(time.perf_counter() - start)
+    for name in pools:
+        print_step(f"U-Net, one slice of 512 pixels, latents {name}", seconds[name], seconds["spade"])
+    print_ratios({name: values[1:] for name, values in seconds.items()})
+
+
+def print_ratios(seconds: Seconds) -> None:
+    """Print the U-Net's steps over each other, and slices a second."""
+    pairs = [
+        ("spade", "plain"),
+        ("spade, bfloat16", "plain, bfloat16"),
+        ("spade, bfloat16", "spade"),
+        ("spade, channels last", "spade"),
+    ]
+    for name, yardstick in pairs:
+        ratio = np.median(np.divide(seconds[name], seconds[yardstick]))
+        print(f"U-Net step, one whole slice: {name} / {yardstick} {ratio:.2f}")
+    cached, live = (1 / np.median(np.add(seconds[name], seconds["spade"])) for name in ("cached", "encoded as drawn"))
+    print(f"slices a second: cached {cached:.2f}, encoded as drawn {live:.2f}, ratio {cached / live:.2f}")
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--repeats", type=int, default=6, help="timed rounds, after one round that is not timed")
     args = parser.parse_args()
     generator = np.random.default_rng(0)
-    autoencoder, unet_script, noisy = (
-        script("train_autoencoder"),
-        script("train_unet"),
-        script("train_classifier").noisy_crops,
-    )
     vae = AutoencoderKL.from_pretrained(small_checkpoint(), subfolder="vae")
-
-    slices = [generator.standard_normal((512, 512), dtype=np.float32) for _ in range(16)]
-    settings = SimpleNamespace(seed=0, crop_size=96, train_batch_size=4, streaming=False)
-    loss, data, step = AutoencoderLoss(vae, 1e-4, difference_weight=1.0), [], []
-    for repeat in range(args.repeats + 1):
-        seconds, pixels = timed(lambda repeat=repeat: autoencoder.training_batch(slices, [], repeat, settings))
-        noise = torch.randn(len(pixels), 3, 24, 24)
-        of_step, _ = timed(lambda pixels=pixels, noise=noise: descend(vae, loss(pixels, noise)[0]))
-        if repeat:
-            data.append(seconds), step.append(of_step)
-    report("autoencoder", data, step)
-
-    vae.requires_grad_(False).eval()
-    classifier = NoduleClassifier(feature="malignancy", block_out_channels=(12, 24, 48, 96))
     scheduler = DDPMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.0015,
@@ -80,92 +193,10 @@ def main():
         prediction_type="v_prediction",
         clip_sample=False,
     )
-    latents, chance, data, step = torch.randn(4, 1836, 3, 16, 16), np.full(1836, 1 / 1836), [], []
-    for repeat in range(args.repeats + 1):
-        start = time.perf_counter()
-        chosen = np.random.default_rng(repeat).choice(1836, size=32, p=chance)
-        batch, timesteps, noise = latents[0, chosen], torch.randint(1000, (32,)), torch.randn(32, 3, 16, 16)
-        seconds = time.perf_counter() - start
-        of_step, _ = timed(
-            lambda b=batch, n=noise, t=timesteps: descend(
-                classifier, classifier(noisy(b, n, t, scheduler, vae), t).sum()
-            )
-        )
-        if repeat:
-            data.append(seconds), step.append(of_step)
-    report("classifier", data, step)
-
-    widths = {
-        "block_out_channels": (32, 64, 128, 192),
-        "layers_per_block": 1,
-        "norm_num_groups": 16,
-        "attention_head_dim": 16,
-    }
-    spade = SpadeUNet2DModel(**widths, attention_levels=(False, False, False, True), spade_hidden_channels=24)
-    down, up = ["DownBlock2D"] * 3 + ["AttnDownBlock2D"], ["AttnUpBlock2D"] + ["UpBlock2D"] * 3
-    plain = UNet2DModel(in_channels=6, out_channels=3, down_block_types=down, up_block_types=up, **widths)
-    labels = generator.integers(0, 5, (512, 512)).astype(np.uint8)
-    image = Image.fromarray(generator.integers(0, 1800, (512, 512)).astype(np.uint16))
-    rows = Dataset.from_list([{"image": image, "semantic_map": Image.fromarray(labels)}] * 8)
-    settings = SimpleNamespace(
-        seed=0, crop_size=512, train_batch_size=1, nodule_probability=0.0, random_flip=True, blank_background=True
-    )
-    live = {"slices": unet_script.EncodedRows(rows, vae, settings)}
-    cached = {"slices": unet_script.CachedRows(unet_script.encoded(rows, None, vae, settings)["slices"])}
-
-    def spade_step(batch, noise, timesteps):
-        descend(spade, unet_script.diffusion_loss(spade, batch, noise, timesteps, scheduler))
-
-    def plain_step(batch, noise, timesteps):
-        noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
-        output = plain(torch.cat([noisy, batch["map_latents"]], dim=1), timesteps).sample
-        descend(plain, (output - scheduler.get_velocity(batch["latents"], noise, timesteps)).square().mean())
-
-    def bfloat16(run):
-        def step(*inputs):
-            with torch.autocast("cpu", torch.bfloat16):
-                run(*inputs)
-
-        return step
-
-    def channels_last_step(batch, noise, timesteps):
-        spade.to(memory_format=torch.channels_last)
-        spade_step(
-            {n: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for n, t in batch.items()},
-            noise,
-            timesteps,
-        )
-        spade.to(memory_format=torch.contiguous_format)
-
-    runs = {"spade": spade_step, "plain": plain_step, "spade, channels last": channels_last_step}
-    runs |= {"spade, bfloat16": bfloat16(spade_step), "plain, bfloat16": bfloat16(plain_step)}
-    seconds = {name: [] for name in ("data", "data, live", *runs)}
-    for repeat in range(args.repeats + 1):
-        took = {}
-        took["data"], batch = timed(lambda repeat=repeat: unet_script.training_batch(cached, repeat, settings, 4))
-        took["data, live"], _ = timed(lambda repeat=repeat: unet_script.training_batch(live, repeat, settings, 4))
-        noise, timesteps = torch.randn_like(batch["latents"]), torch.randint(1000, (1,))
-        for name, run in runs.items():
-            took[name], _ = timed(lambda run=run, b=batch, n=noise, t=timesteps: run(b, n, t))
-        if repeat:
-            for name, value in took.items():
-                seconds[name].append(value)
-    report("U-Net, latents cached", seconds["data"], seconds["spade"])
-    report("U-Net, latents encoded as drawn", seconds["data, live"], seconds["spade"])
-    for name, yardstick in (
-        ("spade", "plain"),
-        ("spade, bfloat16", "plain, bfloat16"),
-        ("spade, bfloat16", "spade"),
-        ("spade, channels last", "spade"),
-    ):
-        ratio = np.median(np.array(seconds[name]) / np.array(seconds[yardstick]))
-        print(f"U-Net step, one whole slice: {name} / {yardstick} {ratio:.2f}")
-    rate = {
-        name: 1 / np.median(np.array(seconds[name]) + np.array(seconds["spade"])) for name in ("data", "data, live")
-    }
-    print(
-        f"slices a second: cached {rate['data']:.2f}, encoded as drawn {rate['data, live']:.2f}, ratio {rate['data'] / rate['data, live']:.2f}"
-    )
+    time_autoencoder(vae, args.repeats, generator)
+    vae.requires_grad_(False).eval()
+    time_classifier(vae, scheduler, args.repeats)
+    time_unet(vae, scheduler, args.repeats, generator)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Assemble the trained stages into one half-precision `from_pretrained` folder, as it ships in the package.
+r"""Assemble the trained stages into one half-precision `from_pretrained` folder, as it ships in the package.
 
     python training/recipes/lung-ct-small/assemble.py --training_dir lung-ct-small \
         --output_dir lsdm_diffusers/checkpoints/lung-ct-small
