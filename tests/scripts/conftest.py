@@ -126,28 +126,35 @@ def logged_losses(folder):
     return {event.step: event.value for event in events.Scalars("loss")}
 
 
-def train_kill_and_resume(tmp_path, script, flags):
+@pytest.fixture
+def train_kill_and_resume(tmp_path, train):
     """Check that a run that is killed and resumed has the losses and weights of an uninterrupted one.
 
+    The killed run has a process of its own, under `accelerate launch`; the others run in this process.
+
     Returns:
-        The folder of the uninterrupted run.
+        A function of a script and its flags that returns the folder of the uninterrupted run.
     """
     steps = "--max_train_steps 12 --checkpointing_steps 2 --validation_steps 12 --report_to tensorboard".split()
-    whole, killed, weights = tmp_path / "whole", tmp_path / "killed", WEIGHTS[script]
-    launch(script, tmp_path, *flags, *steps, "--output_dir", whole)
-    assert sorted(path.name for path in whole.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
-    command, environment = command_line(script, tmp_path, *flags, *steps, "--output_dir", killed)
-    run = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    while run.poll() is None and not any(killed.glob("checkpoint-*")):
-        time.sleep(0.005)
-    os.killpg(run.pid, signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL and not (killed / weights).exists()
-    steps_done = max(int(path.name.split("-")[1]) for path in killed.glob("checkpoint-*"))
-    assert steps_done < 12
-    launch(script, tmp_path, *flags, *steps, "--output_dir", killed, "--resume_from_checkpoint", "latest")
-    remaining = {step: loss for step, loss in logged_losses(whole).items() if step > steps_done}
-    assert logged_losses(killed) == remaining
-    assert_same_weights(whole / weights, killed / weights)
-    return whole
+
+    def check(script, flags):
+        whole, killed, weights = tmp_path / "whole", tmp_path / "killed", WEIGHTS[script]
+        train(script, *flags, *steps, "--output_dir", whole)
+        assert sorted(path.name for path in whole.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+        command, environment = command_line(script, tmp_path / "cache", *flags, *steps, "--output_dir", killed)
+        run = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        while run.poll() is None and not any(killed.glob("checkpoint-*")):
+            time.sleep(0.005)
+        os.killpg(run.pid, signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL and not (killed / weights).exists()
+        steps_done = max(int(path.name.split("-")[1]) for path in killed.glob("checkpoint-*"))
+        assert steps_done < 12
+        train(script, *flags, *steps, "--output_dir", killed, "--resume_from_checkpoint", "latest")
+        remaining = {step: loss for step, loss in logged_losses(whole).items() if step > steps_done}
+        assert logged_losses(killed) == remaining
+        assert_same_weights(whole / weights, killed / weights)
+        return whole
+
+    return check

@@ -7,16 +7,16 @@ import torch
 from diffusers import AutoencoderKL
 
 from ..conftest import assert_same_weights
-from .conftest import SIZES, WEIGHTS_FILE, script_module, train_kill_and_resume
+from .conftest import SIZES, WEIGHTS_FILE, script_module
 
 SCRIPT = "train_autoencoder.py"
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path, dataset):
+def test_a_killed_run_resumes_to_the_same_weights(train_kill_and_resume, dataset):
     flags = "--block_out_channels 8 8 16 --norm_num_groups 4 --crop_size 32 --train_batch_size 2 "
     flags += "--perceptual efficientnet --difference_weight 1 --disc_start 2 --disc_channels 4"
-    folder = train_kill_and_resume(tmp_path, SCRIPT, ["--dataset_name", dataset, *flags.split()])
+    folder = train_kill_and_resume(SCRIPT, ["--dataset_name", dataset, *flags.split()])
     assert (folder / "validation-12.png").is_file()
     figures = json.loads((folder / "validation.json").read_text())
     assert figures["step"] == 12 and {"psnr", "mae_hu", "nodule_psnr"} < figures.keys()

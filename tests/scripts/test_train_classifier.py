@@ -11,17 +11,17 @@ from safetensors.torch import load_file
 from lsdm_diffusers import NoduleClassifier
 from lsdm_diffusers.hounsfield import hu_from_scaled, scaled_hu
 
-from .conftest import SIZES, WEIGHTS_FILE, script_module, train_kill_and_resume
+from .conftest import SIZES, WEIGHTS_FILE, script_module
 
 SCRIPT = "train_classifier.py"
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path, dataset, vae):
+def test_a_killed_run_resumes_to_the_same_weights(train_kill_and_resume, dataset, vae):
     flags = "--feature malignancy --train_batch_size 4 --augmentation_views 9 --label_balance 0.5 --timestep_power 2 "
     flags += "--hu_thresholds -500 -100 --contrast_jitter 0.5 1.5 --sharpness_jitter 1 --label_smoothing 0.1"
     flags = ["--dataset_name", dataset, "--pretrained_vae", vae, *flags.split()]
-    folder = train_kill_and_resume(tmp_path, SCRIPT, flags)
+    folder = train_kill_and_resume(SCRIPT, flags)
     config = NoduleClassifier.from_pretrained(folder).config
     assert config.feature == "malignancy" and config.hu_thresholds == [-500, -100]
     figures = json.loads((folder / "validation.json").read_text())

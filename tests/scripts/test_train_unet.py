@@ -12,7 +12,7 @@ from lsdm_diffusers.labels import SemanticLabel
 
 from ..conftest import BETAS, assert_same_weights, sample
 from ..hub_stand_in import stand_in_hub
-from .conftest import WEIGHTS, launch, script_module, train_kill_and_resume
+from .conftest import WEIGHTS, launch, script_module
 
 SCRIPT = "train_unet.py"
 
@@ -24,12 +24,12 @@ def train_unet():
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path, dataset, vae, semantic_map):
+def test_a_killed_run_resumes_to_the_same_weights(train_kill_and_resume, dataset, vae, semantic_map):
     flags = "--block_out_channels 16 32 --attention_levels 0 1 --layers_per_block 1 --norm_num_groups 8 "
     flags += "--attention_head_dim 8 --spade_hidden_channels 8 --crop_size 64 --train_batch_size 2 --random_flip "
     flags += "--snr_gamma 5 --label_dropout 0.3 --blank_background --prediction_type v_prediction"
     flags = ["--dataset_name", dataset, "--pretrained_vae", vae, *flags.split()]
-    folder = train_kill_and_resume(tmp_path, SCRIPT, flags)
+    folder = train_kill_and_resume(SCRIPT, flags)
     assert (folder / "validation-12.png").is_file() and (folder / "log.jsonl").read_text().count("\n") == 1
     pipe = LSDMGuidedPipeline.from_pretrained(folder / "pipeline")
     assert sample(pipe, semantic_map).shape == (1, 96, 128)
