@@ -258,6 +258,7 @@ def test_autoencoder(tmp_path, dataset):
     assert (folder / "validation-12.png").is_file() and (folder / "validation.json").is_file()
     vae = tiny_pipeline().vae.from_pretrained(folder)
     assert vae.config.scaling_factor != 0.18215
+    assert vae.config.sample_size == 512
 
 
 def test_slices_decoded_as_drawn_train_the_same_weights(tmp_path, train, dataset):
