@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from lsdm_diffusers import LSDMGuidedPipeline, small_checkpoint
 from lsdm_diffusers.checkpoint import example_map
@@ -29,3 +30,15 @@ def test_is_small_safe_and_complete():
     for name, component in pipe.components.items():
         if isinstance(component, torch.nn.Module):
             assert all(torch.isfinite(parameter).all() for parameter in component.parameters()), name
+
+
+@torch.no_grad()
+def test_tiling_changes_nothing_up_to_512_pixels():
+    vae = AutoencoderKL.from_pretrained(small_checkpoint(), subfolder="vae").eval()
+    assert vae.config.sample_size == 512
+    pixels = torch.rand(1, 1, 512, 512, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = vae.encode(pixels).latent_dist.mode()
+    decoded = vae.decode(latents).sample
+    vae.enable_tiling()
+    assert torch.equal(vae.encode(pixels).latent_dist.mode(), latents)
+    assert torch.equal(vae.decode(latents).sample, decoded)

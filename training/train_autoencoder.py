@@ -50,6 +50,7 @@ from lsdm_diffusers.training.run_arguments import RunSettings, add_optimisation_
 from lsdm_diffusers.training.runs import TrainingRun, figures_text
 
 NUM_VALIDATION_NODULES = 64
+SLICE_SIZE = 512  # edge of a whole slice in pixels; `vae.enable_tiling()` cuts larger ones into tiles of this size
 NUM_SCALING_SLICES = 16  # whole training slices whose latents the scaling factor is measured on
 NUM_PICTURES = 4  # slices in each validation-N.png
 PIXEL_RANGE = 2  # of pixels in [-1, 1]: the peak of the PSNR
@@ -274,7 +275,7 @@ def measured_scaling_factor(vae: AutoencoderKL, rows: Dataset | IterableDataset)
 def build_autoencoder(args: argparse.Namespace) -> AutoencoderKL:
     """The autoencoder to train, from `--pretrained_vae` or with the sizes of the flags."""
     if args.pretrained_vae is not None:
-        vae = AutoencoderKL.from_pretrained(args.pretrained_vae).train()
+        vae = AutoencoderKL.from_pretrained(args.pretrained_vae, sample_size=SLICE_SIZE).train()
     else:
         levels = len(args.block_out_channels)
         vae = AutoencoderKL(
@@ -288,6 +289,7 @@ def build_autoencoder(args: argparse.Namespace) -> AutoencoderKL:
             norm_num_groups=args.norm_num_groups,
             # convolutions only, because it is trained on crops and used on whole slices and on 64x64 nodule crops
             mid_block_add_attention=False,
+            sample_size=SLICE_SIZE,
         )
     vae.encoder.requires_grad_(not args.freeze_encoder)
     vae.quant_conv.requires_grad_(not args.freeze_encoder)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention_processor import Attention
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d import UNet2DOutput
@@ -15,6 +16,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from ..labels import NUM_LABELS, check_label_tensor, max_pool_one_hot
+from .self_attention import SelfAttention2D
 
 SPADE_BLOCKS = {"all": ("down", "mid", "up"), "mid_up": ("mid", "up"), "up": ("up",), "none": ()}
 
@@ -99,21 +101,33 @@ class SpadeResnetBlock2D(nn.Module):
 
     def modulation(self, one_hot: torch.Tensor) -> BlockModulation:
         """What `forward` takes as `modulation`, from the one-hot map (B, num_labels, h, w) at this resolution."""
-        return self.norm1.modulation(one_hot), self.norm2.modulation(one_hot)
+        block_modulation: BlockModulation = self(one_hot=one_hot)
+        return block_modulation
 
     def forward(
-        self, hidden_states: torch.Tensor, time_embedding: torch.Tensor, modulation: BlockModulation | None = None
-    ) -> torch.Tensor:
-        """Apply the block.
+        self,
+        hidden_states: torch.Tensor | None = None,
+        time_embedding: torch.Tensor | None = None,
+        modulation: BlockModulation | None = None,
+        one_hot: torch.Tensor | None = None,
+    ) -> torch.Tensor | BlockModulation:
+        """Apply the block, or make its modulation.
+
+        Both go through `forward`, because group offload moves the weights of a block when its `forward` is called.
 
         Args:
             hidden_states: (B, in_channels, h, w).
             time_embedding: (B, time_channels).
             modulation: from the method of that name; None where the norms are plain.
+            one_hot: map (B, num_labels, h, w), in place of all the others, to make the modulation.
 
         Returns:
-            (B, out_channels, h, w).
+            (B, out_channels, h, w), or the modulation where `one_hot` is given.
         """
+        if one_hot is not None:
+            return self.norm1.modulation(one_hot), self.norm2.modulation(one_hot)
+        if hidden_states is None or time_embedding is None:
+            raise ValueError("`hidden_states` and `time_embedding` are needed where `one_hot` is None.")
         in_place = not torch.is_grad_enabled()  # SiLU then overwrites the norms' own output
         residual: torch.Tensor = self.shortcut(hidden_states)
         hidden_states = self.norm1(hidden_states) if modulation is None else self.norm1(hidden_states, modulation[0])
@@ -124,7 +138,7 @@ class SpadeResnetBlock2D(nn.Module):
         return hidden_states + residual
 
 
-class SpadeUNet2DModel(ModelMixin, ConfigMixin):
+class SpadeUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     r"""
     U-Net that predicts the noise (or v, or the sample) of latents and sees a semantic map by SPADE (thesis, Fig. 3.2).
 
@@ -210,17 +224,8 @@ class SpadeUNet2DModel(ModelMixin, ConfigMixin):
                 channels_in, channels_out, time_channels, num_labels, hidden, norm_num_groups, norm_eps, dropout
             )
 
-        def attention(channels: int) -> nn.Module:
-            block: nn.Module = Attention(
-                channels,
-                heads=channels // attention_head_dim,
-                dim_head=attention_head_dim,
-                norm_num_groups=norm_num_groups,
-                eps=norm_eps,
-                residual_connection=True,
-                bias=True,
-            )
-            return block
+        def attention(channels: int) -> SelfAttention2D:
+            return SelfAttention2D(channels, channels // attention_head_dim, norm_num_groups, norm_eps)
 
         levels = list(zip(block_out_channels, attention_levels, strict=True))
         self.down_resnets, self.down_attentions, self.downsamplers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()

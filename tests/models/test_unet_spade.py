@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from diffusers import UNet2DModel
+from diffusers.hooks import apply_group_offloading
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from diffusers.models.attention_processor import Attention
 from diffusers.training_utils import EMAModel
 
 from lsdm_diffusers import SpadeUNet2DModel
+from lsdm_diffusers.models.self_attention import SelfAttention2D
 
 from ..conftest import tiny_unet
 
@@ -134,3 +139,162 @@ def test_other_numbers_of_labels():
     )
     labels = torch.randint(0, 10, (1, 16, 16))
     assert unet(torch.randn(1, 6, 16, 16), 3, semantic_map=labels).sample.shape == (1, 3, 16, 16)
+
+
+def offloaded(model, folder, offload_type, num_blocks):
+    blocks = {"num_blocks_per_group": num_blocks} if offload_type == "block_level" else {}
+    apply_group_offloading(
+        model,
+        onload_device=torch.device("cpu"),
+        offload_type=offload_type,
+        offload_to_disk_path=str(folder),
+        **blocks,
+    )
+    return model
+
+
+@pytest.mark.parametrize(
+    ("offload_type", "num_blocks"), [("block_level", 1), ("block_level", 2), ("leaf_level", None)]
+)
+@pytest.mark.parametrize("changes", [{}, {"spade_blocks": "up"}, {"spade_blocks": "none"}, {"layers_per_block": 2}])
+@torch.no_grad()
+def test_group_offload_to_disk_gives_the_same_output(tmp_path, inputs, offload_type, num_blocks, changes):
+    sample, labels = inputs
+    expected = tiny_unet(**changes)(sample, 7, semantic_map=labels).sample
+    unet = offloaded(tiny_unet(**changes), tmp_path, offload_type, num_blocks)
+    assert torch.equal(unet(sample, 7, semantic_map=labels).sample, expected)
+    modulation = unet.compute_modulation(labels, 16)
+    for _ in range(2):
+        assert torch.equal(unet(sample, 7, modulation=modulation).sample, expected)
+
+
+@pytest.mark.parametrize(("offload_type", "num_blocks"), [("block_level", 1), ("leaf_level", None)])
+@torch.no_grad()
+def test_group_offload_to_disk_of_the_unet_of_diffusers(tmp_path, inputs, offload_type, num_blocks):
+    """The yardstick of the test above: the same calls leave diffusers' own U-Net as it is."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        in_channels=6,
+        out_channels=3,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+    ).eval()
+    expected = unet(inputs[0], 7).sample
+    assert torch.equal(offloaded(unet, tmp_path, offload_type, num_blocks)(inputs[0], 7).sample, expected)
+
+
+class WithMap(torch.nn.Module):
+    """`SpadeUNet2DModel` as an exporter takes it: tensors in, a tensor out."""
+
+    def __init__(self, unet, with_map):
+        super().__init__()
+        self.unet, self.with_map = unet, with_map
+
+    def forward(self, sample, timestep, condition):
+        given = {"semantic_map": condition} if self.with_map else {"modulation": condition}
+        return self.unet(sample, timestep, **given, return_dict=False)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("with_map", [True, False])
+def test_exported_program_gives_the_same_output(inputs, with_map, strict):
+    sample, labels = inputs
+    unet, timestep = tiny_unet(), torch.tensor([7, 7])
+    with torch.no_grad():
+        condition = labels if with_map else unet.compute_modulation(labels, 16)
+        program = torch.export.export(WithMap(unet, with_map), (sample, timestep, condition), strict=strict)
+        expected = unet(sample, 7, semantic_map=labels).sample
+        torch.testing.assert_close(program.module()(sample, timestep, condition), expected)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_as_one_graph_gives_the_same_output(inputs):
+    sample, labels = inputs
+    expected = tiny_unet()(sample, 7, semantic_map=labels).sample
+    compiled = torch.compile(tiny_unet(), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(sample, torch.tensor([7, 7]), semantic_map=labels).sample, expected)
+
+
+@torch.no_grad()
+def test_attention_backend_is_used(inputs):
+    sample, labels = inputs
+    unet = tiny_unet()
+    expected = unet(sample, 7, semantic_map=labels).sample
+    unet.set_attention_backend("_native_math")
+    try:
+        assert {processor._attention_backend for processor in unet.attn_processors.values()} == {"_native_math"}
+        torch.testing.assert_close(unet(sample, 7, semantic_map=labels).sample, expected)
+    finally:
+        unet.reset_attention_backend()
+        _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
+    assert torch.equal(unet(sample, 7, semantic_map=labels).sample, expected)
+
+
+def test_attention_processors_are_named_and_replaced(inputs):
+    class Passing:
+        def __call__(self, attention, hidden_states):
+            return hidden_states
+
+    sample, labels = inputs
+    unet = tiny_unet()
+    names = {"down_attentions.1.processor", "mid_attention.processor"}
+    names |= {"up_attentions.0.processor", "up_attentions.1.processor"}
+    assert set(unet.attn_processors) == names
+    with torch.no_grad():
+        before = unet(sample, 7, semantic_map=labels).sample
+        unet.set_attn_processor(Passing())
+        assert not torch.allclose(unet(sample, 7, semantic_map=labels).sample, before)
+
+
+@torch.no_grad()
+def test_fused_projections_give_the_same_output(inputs):
+    sample, labels = inputs
+    unet = tiny_unet()
+    before, keys = unet(sample, 7, semantic_map=labels).sample, set(unet.state_dict())
+    unet.fuse_qkv_projections()
+    assert "mid_attention.to_qkv.weight" in unet.state_dict()
+    torch.testing.assert_close(unet(sample, 7, semantic_map=labels).sample, before)
+    unet.unfuse_qkv_projections()
+    assert set(unet.state_dict()) == keys
+    assert torch.equal(unet(sample, 7, semantic_map=labels).sample, before)
+
+
+@torch.no_grad()
+def test_attention_equals_that_of_diffusers_with_the_same_weights():
+    torch.manual_seed(0)
+    theirs = Attention(
+        16, heads=2, dim_head=8, norm_num_groups=4, eps=1e-5, residual_connection=True, bias=True
+    ).eval()
+    ours = SelfAttention2D(16, heads=2, num_groups=4, eps=1e-5)
+    ours.load_state_dict(theirs.state_dict())
+    hidden_states = torch.randn(2, 16, 6, 10)
+    torch.testing.assert_close(ours(hidden_states), theirs(hidden_states))
+
+
+def test_lora_trains_saves_and_loads(tmp_path, inputs):
+    peft = pytest.importorskip("peft")
+    sample, labels = inputs
+    unet = tiny_unet()
+    with torch.no_grad():
+        plain = unet(sample, 7, semantic_map=labels).sample
+    unet.requires_grad_(False)
+    unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v", "gamma_beta_conv"]))
+    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1)
+    for _ in range(2):  # the first step leaves zero the gradient of the matrix that begins as random numbers
+        unet(sample, 7, semantic_map=labels).sample.pow(2).mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        adapted = unet(sample, 7, semantic_map=labels).sample
+        assert not torch.allclose(adapted, plain)
+        unet.save_lora_adapter(tmp_path)
+        loaded = tiny_unet()
+        loaded.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
+        torch.testing.assert_close(loaded(sample, 7, semantic_map=labels).sample, adapted)
+        loaded.disable_lora()
+        torch.testing.assert_close(loaded(sample, 7, semantic_map=labels).sample, plain)

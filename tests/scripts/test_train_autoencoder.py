@@ -20,7 +20,8 @@ def test_a_killed_run_resumes_to_the_same_weights(train_kill_and_resume, dataset
     assert (folder / "validation-12.png").is_file()
     figures = json.loads((folder / "validation.json").read_text())
     assert figures["step"] == 12 and {"psnr", "mae_hu", "nodule_psnr"} < figures.keys()
-    assert AutoencoderKL.from_pretrained(folder).config.scaling_factor != 0.18215  # diffusers' default
+    config = AutoencoderKL.from_pretrained(folder).config
+    assert config.scaling_factor != 0.18215 and config.sample_size == 512  # diffusers' defaults are 0.18215 and 32
 
 
 def test_slices_decoded_as_drawn_train_the_same_weights(tmp_path, train, stage_flags):
