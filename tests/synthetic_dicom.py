@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from skimage.draw import ellipse
 
 
@@ -56,7 +56,7 @@ def write_slice(path: Path, hu: np.ndarray, **tags) -> Path:
     for name, value in {**defaults, **tags}.items():
         if value is not None:
             setattr(file, name, value)
-    if syntax == JPEG2000Lossless:
+    if syntax.is_encapsulated:
         file["PixelData"].VR, file["PixelData"].is_undefined_length = "OB", True
     path.parent.mkdir(parents=True, exist_ok=True)
     file.save_as(path, enforce_file_format=True)

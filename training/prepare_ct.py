@@ -5,8 +5,11 @@
 
 The maps are computed from the Hounsfield units (labels 0..4). --semantic_map_dir takes your own maps instead. The map
 of a DICOM file `a/b.dcm` of --dicom_dir is the 8-bit PNG `a/b.png` of that folder, or `<SOPInstanceUID>.png`. It is
-grey or a palette image, and its pixel values are the labels 0..7. A slice without a map is left out. Nodules (labels
-5..7) of such maps are listed in column `nodules`, without ratings.
+grey or a palette image, and its pixel values are the labels 0..7. It is drawn on the pixels as the file stores them.
+A slice without a map is left out. Nodules (labels 5..7) of such maps are listed in column `nodules`, without ratings.
+
+Slices of prone patients, and others stored the other way round, are turned by their headers: rows run to the
+patient's left, columns to the back. The records in `scans/` list them under `turned`.
 
 The identifiers of the DICOM files (patient, series, slice) and the names of files left out are written into the
 dataset. So anonymise first what you will share. The split is by patient, not by slice. All else is as in
@@ -119,6 +122,7 @@ def main() -> None:
                 args.validation_fraction,
                 args.test_fraction,
                 args.seed,
+                executor,
             )
             jobs.append(job)
             omitted_files += left_out

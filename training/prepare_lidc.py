@@ -220,7 +220,11 @@ def main() -> None:
         for scan in plans:
             made_before = (args.output_dir / "scans" / f"{scan_name(scan)}.json").exists()
             if scan.series_instance_uid in series:
-                jobs.append(lidc_job(scan, series[scan.series_instance_uid]))
+                job = lidc_job(scan, series[scan.series_instance_uid], executor)
+                jobs.append(job)
+                for file, reason in job.passed_over:
+                    name = str(Path(file.path).relative_to(args.dicom_dir))
+                    omissions.append(Omission(scan.patient_id, str(scan.scan_id), "", name, reason))
             elif not made_before:
                 reason = "no file of its series in --dicom_dir"
                 omissions.append(Omission(scan.patient_id, str(scan.scan_id), "", "", reason))

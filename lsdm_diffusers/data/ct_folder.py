@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Iterable
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,18 +13,12 @@ from ..nodule_features import NODULE_FEATURES
 from ..segmentation import semantic_map_from_hu
 from ..semantic_map import find_nodules, read_semantic_map
 from .dataset import encode_row
+from .file_choice import OmittedFile, choose_files
 from .scan import ScanJob, StageClock, scan_signature
 from .selection import choose_slices, split_of_patient
 
 Z_DECIMALS = 1  # slices whose z agrees to 0.1 mm lie at the same place
 MAX_UID_LENGTH = 64  # DICOM PS3.5, section 9.1
-
-
-class OmittedFile(NamedTuple):
-    """A file that is left out."""
-
-    file: SliceFile
-    reason: str
 
 
 def group_series(
@@ -46,21 +41,42 @@ def group_series(
     return dict(sorted(groups.items())), left_out
 
 
-def order_by_z(files: Iterable[SliceFile]) -> tuple[list[SliceFile], list[OmittedFile]]:
-    """Order the files of a series by z, with one file at each place: the one with the lowest instance number.
+def order_by_z(
+    files: Iterable[SliceFile], executor: Executor | None = None
+) -> tuple[list[SliceFile], list[OmittedFile]]:
+    """Order the files of a series by z, with one file at each place.
+
+    Files that give no axial CT slice by their header take no place. Of the others at a place, the readable one of the
+    lowest instance number is taken.
+
+    Args:
+        files: of the series.
+        executor: reads files in parallel that lie at the same place, if given.
 
     Returns:
-        The files in the order of z, and the files left out.
+        The files in the order of z, and the files left out. Whole copies of a file that is taken are in neither.
     """
-    by_z: dict[float, SliceFile] = {}
+    by_z: dict[float, list[SliceFile]] = {}
     left_out = []
     for file in sorted(files, key=lambda file: (file.instance_number, file.path)):
-        if file.z_mm is None:
+        if file.fault is not None:
+            left_out.append(OmittedFile(file, file.fault))
+        elif file.z_mm is None:
             left_out.append(OmittedFile(file, "no position of the slice (ImagePositionPatient)"))
-        elif by_z.setdefault(round(file.z_mm, Z_DECIMALS), file) is not file:
-            reason = f"another file of the series, of a lower instance number, lies at z = {file.z_mm:g} mm"
+        else:
+            by_z.setdefault(round(file.z_mm, Z_DECIMALS), []).append(file)
+    chosen, unreadable = choose_files(by_z, executor)
+    left_out += unreadable
+    named = {omission.file for omission in left_out}
+    for z, candidates in by_z.items():
+        taken = chosen[z]
+        for file in candidates:
+            if file.key == taken.key or file in named:
+                continue
+            lower = ", of a lower instance number," if taken.instance_number < file.instance_number else ""
+            reason = f"another file of the series{lower} lies at z = {file.z_mm:g} mm"
             left_out.append(OmittedFile(file, reason))
-    return [by_z[z] for z in sorted(by_z)], left_out
+    return [chosen[z] for z in sorted(chosen)], left_out
 
 
 def series_job(
@@ -71,6 +87,7 @@ def series_job(
     validation_fraction: float,
     test_fraction: float,
     seed: int,
+    executor: Executor | None = None,
 ) -> tuple[ScanJob, list[OmittedFile]]:
     """Make the job of a series.
 
@@ -82,6 +99,7 @@ def series_job(
         validation_fraction: share of the patients, see `split_of_patient`.
         test_fraction: share of the patients.
         seed: of the split.
+        executor: reads files in parallel that lie at the same place, if given.
 
     Returns:
         The job, and the files left out.
@@ -90,8 +108,7 @@ def series_job(
         ValueError: for a share outside its range.
     """
     patient_id, series_instance_uid = files[0].patient_id, files[0].series_instance_uid
-    unique = list({file.key: file for file in reversed(files)}.values())  # a copied series has each file twice
-    ordered, left_out = order_by_z(unique)
+    ordered, left_out = order_by_z(files, executor)
     chosen = {}
     if ordered:
         chosen = {index: ordered[index] for index in choose_slices(len(ordered), (), slice_fraction)}
@@ -109,7 +126,7 @@ def series_job(
         columns={"patient_id": patient_id, "pylidc_scan_id": None, "series_instance_uid": series_instance_uid},
         files=chosen,
         left_out=(),
-        signature=scan_signature(unique, *map_contents),
+        signature=scan_signature(files, *map_contents),
     )
     return job, left_out
 
@@ -203,7 +220,8 @@ def ct_row(
         index: of the slice.
         clock: takes the time of each stage.
         dicom_dir: folder of the DICOM files.
-        semantic_map_dir: folder of the user's own maps; None computes the maps.
+        semantic_map_dir: folder of the user's own maps, drawn on the pixels as the files store them; they are turned
+            with the slice. None computes the maps.
         max_slice_thickness: in mm; thicker slices, and those of unknown thickness, are left out. None takes all.
         bit_depth: of the image, 16 or 8.
 
@@ -222,7 +240,9 @@ def ct_row(
         if semantic_map_dir is None:
             semantic_map = semantic_map_from_hu(ct.hu.astype(np.float32), ct.pixel_spacing_mm)
         else:
-            semantic_map = read_own_map(find_map_file(semantic_map_dir, file, dicom_dir), ct.hu.shape)
+            stored_shape = ct.orientation.stored_shape(ct.hu.shape)
+            own_map = read_own_map(find_map_file(semantic_map_dir, file, dicom_dir), stored_shape)
+            semantic_map = ct.orientation.turn(own_map)
         nodules = unrated_nodules(semantic_map, file.sop_instance_uid, ct.pixel_spacing_mm)
     with clock("encode"):
         return encode_row(

@@ -52,6 +52,12 @@ class PreparedDataset:
             rows = sum(record["rows"] for record in records)
             with_nodules = sum(record["rows_with_nodules"] for record in records)
             lines.append(f"{split}: {patients} patients, {rows} slices, {with_nodules} of them with nodules")
+        turned = sum(len(indices) for record in self.records for indices in record.get("turned", {}).values())
+        if turned:
+            lines.append(
+                f"{turned} slices turned to the standard orientation by their headers, see `turned` in "
+                f"{self.output_dir / 'scans'}"
+            )
         skipped = self.output_dir / "skipped.csv"
         lines.append(f"{self.num_left_out} scans, slices and files left out, see {skipped}")
         if self.rows_written:

@@ -19,6 +19,7 @@ from ..io.atomic_write import write_atomically
 from ..io.dicom import DicomError, SliceFile, describe_error
 from ..nodule_features import NODULE_FEATURES
 from .dataset import write_shard
+from .file_choice import OmittedFile
 
 
 class OmittedSlice(NamedTuple):
@@ -40,6 +41,7 @@ class ScanJob:
     files: dict[int, SliceFile]  # by slice index, of each chosen slice
     left_out: tuple[OmittedSlice, ...]  # chosen slices without a file
     signature: str  # of its files: the scan is made again when it has changed
+    passed_over: tuple[OmittedFile, ...] = ()  # files that give no slice where another one does
 
     def shard(self, output_dir: Path) -> Path:
         return output_dir / "data" / f"{self.split}-{self.name}.parquet"
@@ -60,6 +62,7 @@ class ScanRecord(TypedDict):
     nodules: int
     ratings: dict[str, dict[str, int]]  # feature -> rating "1".."5" -> number of nodules
     left_out: list[OmittedSlice]
+    turned: dict[str, list[int]]  # how slices were turned to the standard orientation -> their indices
     bytes: int  # of the shard
     sha256: str | None  # of the shard; None without rows
 
@@ -86,8 +89,11 @@ def scan_signature(files: Iterable[SliceFile], *more: bytes) -> str:
         files: of the scan.
         more: contents of further files that its rows depend on.
     """
-    stamps = sorted((Path(file.path).name, file.sop_instance_uid, file.size) for file in files)
-    digest = hashlib.sha256(repr(stamps).encode("utf-8", "backslashreplace"))
+    stamps: set[tuple[str | int, ...]] = set()  # a copied series has each file twice
+    for file in files:
+        turned = () if file.orientation.is_standard else (str(file.orientation),)
+        stamps.add((Path(file.path).name, file.sop_instance_uid, file.size, *turned))
+    digest = hashlib.sha256(repr(sorted(stamps)).encode("utf-8", "backslashreplace"))
     for content in more:
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
@@ -123,6 +129,7 @@ def prepare_scan(job: ScanJob, make_row: MakeRow, output_dir: Path) -> tuple[Sca
     """
     clock, left_out = StageClock(), list(job.left_out)
     nodules_by_row: list[list[dict[str, Any]]] = []
+    turned: dict[str, list[int]] = {}
 
     def rows() -> Iterator[dict[str, Any]]:
         for index in sorted(job.files):
@@ -134,6 +141,8 @@ def prepare_scan(job: ScanJob, make_row: MakeRow, output_dir: Path) -> tuple[Sca
                 left_out.append(OmittedSlice(index, f"failed ({describe_error(error)})"))
             else:
                 nodules_by_row.append(row["nodules"])
+                if not job.files[index].orientation.is_standard:
+                    turned.setdefault(str(job.files[index].orientation), []).append(index)
                 yield row
 
     shard = job.shard(output_dir)
@@ -154,6 +163,7 @@ def prepare_scan(job: ScanJob, make_row: MakeRow, output_dir: Path) -> tuple[Sca
         "nodules": len(nodules),
         "ratings": _count_ratings(nodules.values()),
         "left_out": sorted(left_out),
+        "turned": turned,
         "bytes": shard.stat().st_size if nodules_by_row else 0,
         "sha256": sha256,
     }

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..hounsfield import HU_MAX, HU_MIN
-from ..io.dicom import DicomError, read_slice
+from ..io.dicom import STANDARD, DicomError, Orientation, read_slice
 from ..nodule_features import NODULE_FEATURES
 from ..segmentation import contour_mask
 
@@ -32,6 +32,7 @@ class CollectionSlice:
     sop_instance_uid: str
     hu: np.ndarray  # (H, W) float32, clipped to [-1024, 800]
     pixel_spacing_mm: float
+    orientation: Orientation = STANDARD  # how the stored pixels were turned
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def _read_slices(data_dir: Path) -> Iterator[CollectionSlice]:
                 ct.sop_instance_uid,
                 np.clip(ct.hu, HU_MIN, HU_MAX),
                 ct.pixel_spacing_mm,
+                ct.orientation,
             )
 
 

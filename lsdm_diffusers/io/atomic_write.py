@@ -22,7 +22,7 @@ def part_file(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
-        with open(part, "rb") as file:
+        with open(part, "r+b") as file:  # Windows syncs only files that are open for writing
             os.fsync(file.fileno())
         os.replace(part, path)
     finally:

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 from scipy.ndimage import distance_transform_edt
 
-from ..ct_limits import DEFAULT_PIXEL_SPACING, PIXEL_SPACING_MM, check_pixel_spacing
+from ..ct_limits import DEFAULT_PIXEL_SPACING, PIXEL_SPACING_MM, check_pixel_spacing, is_chest_hu
 from ..hounsfield import HU_MIN
 from ..labels import NUM_LABELS, PALETTE, SemanticLabel
 from ..segmentation import semantic_map_from_hu
@@ -24,7 +24,6 @@ MULTIPLE = 32  # height and width are padded to multiples of this many pixels, a
 HEADER_BYTES = 2**20  # allowed beside the pixels; to read a header of millions of tiny entries takes minutes
 MAX_PNG_PIXEL_BYTES = 8  # RGBA of 16 bits
 MAX_DICOM_PIXEL_BYTES = 4
-AIR_HU, TISSUE_HU = -500, -200  # a chest slice has values below the first (lung) and above the second (tissue)
 MAX_COLOUR_DISTANCE = 8  # of 255 in each channel: how far a conversion of the file may move a colour of the legend
 MAX_OTHER_COLOURS = 0.3  # share of what is drawn; antialiased edges have less, a photograph has more
 PNG, NPY, DICOM = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY", b"DICM"  # first bytes; those of DICOM stand behind 128 others
@@ -110,8 +109,7 @@ def _check_hu(values: np.ndarray) -> np.ndarray:
         )
     low, high = float(values.min()), float(values.max())
     limits = np.iinfo(np.int16)
-    chest = low <= AIR_HU and high >= TISSUE_HU
-    if not chest or low < limits.min or high > limits.max:
+    if not is_chest_hu(values) or low < limits.min or high > limits.max:
         raise ValueError(
             f"The values {low:g} to {high:g} are not HU of a chest CT slice, "
             "where air is about -1000 and soft tissue 0 to 100."
@@ -216,8 +214,8 @@ def _read_npy(path: Path, max_pixels: int) -> tuple[Kind, np.ndarray]:
     return "ct", _check_hu(values)
 
 
-def _read_dicom(path: Path, max_pixels: int) -> tuple[np.ndarray, float]:
-    """HU and pixel spacing in mm."""
+def _read_dicom(path: Path, max_pixels: int) -> tuple[np.ndarray, float, str]:
+    """HU, pixel spacing in mm, and a sentence on how the slice was turned, "" if it was not."""
     from .dicom import DicomError, read_slice
 
     _check_size(path, MAX_DICOM_PIXEL_BYTES * MAX_EDGE**2)
@@ -226,14 +224,13 @@ def _read_dicom(path: Path, max_pixels: int) -> tuple[np.ndarray, float]:
     except DicomError as error:
         reason = str(error)
         if reason.startswith("unreadable"):
-            raise ValueError(
-                "The DICOM file is damaged or cut off, or its pixels are compressed in a way that cannot be read."
-            ) from error
+            raise ValueError("The DICOM file is damaged or cut off.") from error
         # the reason may hold text of the file, and a page may show it as HTML
         reason = reason.translate(dict.fromkeys(map(ord, "<>&")))
         raise ValueError(f"The DICOM file cannot be used: {reason}.") from error
     _check_shape(ct.hu.shape, max_pixels)
-    return _check_hu(ct.hu), ct.pixel_spacing_mm
+    turned = "" if ct.orientation.is_standard else f"It was brought to the standard orientation: {ct.orientation}."
+    return _check_hu(ct.hu), ct.pixel_spacing_mm, turned
 
 
 def _read_start(path: Path, max_bytes: float) -> bytes:
@@ -287,13 +284,13 @@ def read_map_upload(
     start = _read_start(path, max_bytes)
 
     kind: Kind
-    stated_spacing = None
+    stated_spacing, turned = None, ""
     if start.startswith(PNG):
         kind, pixels, stated_spacing = _read_png(path, max_pixels)
     elif start.startswith(NPY):
         kind, pixels = _read_npy(path, max_pixels)
     elif start[DICOM_PREAMBLE_BYTES:] == DICOM:
-        kind, (pixels, stated_spacing) = "ct", _read_dicom(path, max_pixels)
+        kind, (pixels, stated_spacing, turned) = "ct", _read_dicom(path, max_pixels)
     elif not start:
         raise ValueError("The file is empty.")
     else:
@@ -304,6 +301,8 @@ def read_map_upload(
     if kind == "ct":
         hu, labels = pixels, semantic_map_from_hu(pixels, spacing)
         sentences = [f"CT slice of {labels.shape[1]}x{labels.shape[0]} pixels; its map was made from the HU."]
+        if turned:
+            sentences.append(turned)
     else:
         labels = pixels
         sentences = [f"Semantic map of {labels.shape[1]}x{labels.shape[0]} pixels."]

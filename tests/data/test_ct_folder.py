@@ -1,10 +1,27 @@
 """A folder of any CT: order of the files, the user's own maps."""
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from lsdm_diffusers.data.ct_folder import find_map_file, group_series, order_by_z, read_own_map, unrated_nodules
-from lsdm_diffusers.io.dicom import DicomError, SliceFile
+from lsdm_diffusers.data.ct_folder import (
+    ct_row,
+    find_map_file,
+    group_series,
+    order_by_z,
+    read_own_map,
+    series_job,
+    unrated_nodules,
+)
+from lsdm_diffusers.data.dataset import decode_image
+from lsdm_diffusers.data.scan import StageClock
+from lsdm_diffusers.io.dicom import DicomError, SliceFile, index_dicom
+from lsdm_diffusers.semantic_map import semantic_map_image
+
+from ..synthetic_dicom import thorax_hu, write_slice
 
 
 def slice_file(path="a.dcm", z=0.0, number=1, patient="p", series="1.1", uid="1.1.1"):
@@ -23,6 +40,79 @@ def test_the_lowest_instance_number_wins_at_each_place():
     ordered, left_out = order_by_z(files)
     assert ordered == [files[2], files[0]]
     assert {omitted.file for omitted in left_out} == {files[1], files[3]}
+
+
+SMALL = thorax_hu()[::8, ::8]
+SAGITTAL = [0, 1, 0, 0, 0, -1]
+
+
+def job_of(folder, semantic_map_dir=None):
+    ((*_, files),) = index_dicom(folder)[0].items()
+    return series_job(files, folder, semantic_map_dir, 1.0, 0.0, 0.0, 0)
+
+
+def reasons_of(folder, left_out):
+    return {str(Path(file.path).relative_to(folder)): reason for file, reason in left_out}
+
+
+def test_a_localizer_takes_no_place(tmp_path):
+    tags = {"SOPInstanceUID": "1.1", "InstanceNumber": 1, "ImageOrientationPatient": SAGITTAL}
+    write_slice(tmp_path / "localizer.dcm", SMALL, **tags)
+    axial = write_slice(tmp_path / "axial.dcm", SMALL, SOPInstanceUID="1.2", InstanceNumber=2)
+    job, left_out = job_of(tmp_path)
+    assert {index: file.path for index, file in job.files.items()} == {0: str(axial)}
+    (reason,) = reasons_of(tmp_path, left_out).values()
+    assert reason.endswith("is not that of an axial slice")
+
+
+def test_a_sagittal_series_is_called_what_it_is(tmp_path):
+    for number in range(3):
+        tags = {"SOPInstanceUID": f"1.{number}", "InstanceNumber": number, "ImageOrientationPatient": SAGITTAL}
+        write_slice(tmp_path / f"{number}.dcm", SMALL, **tags)
+    job, left_out = job_of(tmp_path)
+    assert job.files == {}
+    reasons = reasons_of(tmp_path, left_out)
+    assert reasons.keys() == {"0.dcm", "1.dcm", "2.dcm"}
+    assert all(reason.endswith("is not that of an axial slice") for reason in reasons.values())
+
+
+def test_a_truncated_copy_does_not_hide_the_whole_one(tmp_path):
+    cut = write_slice(tmp_path / "a" / "1.dcm", SMALL)
+    whole = write_slice(tmp_path / "b" / "1.dcm", SMALL)
+    cut.write_bytes(cut.read_bytes()[:-3000])
+    job, left_out = job_of(tmp_path)
+    assert job.files[0].path == str(whole)
+    (path,) = reasons_of(tmp_path, left_out)
+    assert path == "a/1.dcm" and left_out[0].reason.startswith("unreadable")
+
+
+def test_a_place_without_a_readable_file_is_reported_with_the_slice(tmp_path):
+    for name in ("a", "b"):
+        path = write_slice(tmp_path / name / "1.dcm", SMALL)
+        path.write_bytes(path.read_bytes()[:-3000])
+    job, left_out = job_of(tmp_path)
+    assert job.files[0].path == str(tmp_path / "a" / "1.dcm")
+    assert list(reasons_of(tmp_path, left_out)) == ["b/1.dcm"]
+
+
+def test_a_prone_slice_is_turned_with_the_users_map(tmp_path):
+    """The row is that of the same slice of a supine patient, and the map follows."""
+    hu = thorax_hu(8)
+    own = np.full(hu.shape, 4, np.uint8)
+    own[100:110, 200:240] = 7
+    rows = []
+    for name, step, orientation in (("supine", 1, [1, 0, 0, 0, 1, 0]), ("prone", -1, [-1, 0, 0, 0, -1, 0])):
+        folder, maps = tmp_path / name / "ct", tmp_path / name / "maps"
+        stored = np.ascontiguousarray(hu[::step, ::step])
+        write_slice(folder / "1.dcm", stored, ImageOrientationPatient=orientation)
+        maps.mkdir()
+        semantic_map_image(np.ascontiguousarray(own[::step, ::step])).save(maps / "1.png")
+        job, _ = job_of(folder, maps)
+        rows.append(ct_row(job, 0, StageClock(), folder, maps, None, 16))
+        assert job.files[0].orientation.is_standard == (name == "supine")
+    assert rows[0] == rows[1]
+    np.testing.assert_array_equal(decode_image(Image.open(io.BytesIO(rows[1]["image"]["bytes"]))), hu.clip(-1024, 800))
+    assert rows[1]["nodules"][0]["box_yxyx"] == [100, 200, 110, 240]
 
 
 def test_a_map_is_found_by_path_or_by_uid(tmp_path):

@@ -16,6 +16,7 @@ from lsdm_diffusers.data.preparation import (
     worker_pool,
 )
 from lsdm_diffusers.data.scan import ScanJob
+from lsdm_diffusers.io.dicom import SliceFile
 
 from ..synthetic_dicom import thorax_hu
 
@@ -30,7 +31,8 @@ def row_or_death(job, index, clock):
 
 
 def make_jobs(names):
-    return [ScanJob(name, name, f"patient {name}", "train", {}, {0: None}, (), "signature") for name in names]
+    file = SliceFile("a.dcm", "patient", "scan", "1.1", 0.0, 1, 100)
+    return [ScanJob(name, name, f"patient {name}", "train", {}, {0: file}, (), "signature") for name in names]
 
 
 @pytest.mark.slow

@@ -7,7 +7,9 @@ import numpy as np
 
 from lsdm_diffusers.data.dataset import FEATURES, encode_row
 from lsdm_diffusers.data.scan import ScanJob, is_finished, prepare_scan
-from lsdm_diffusers.io.dicom import DicomError
+from lsdm_diffusers.io.dicom import DicomError, Orientation, SliceFile
+
+FILE = SliceFile("a.dcm", "patient", "scan a", "1.1", 0.0, 1, 100)
 
 
 def make_row(job, index, clock):
@@ -25,7 +27,7 @@ def make_row(job, index, clock):
 
 
 def make_job(indices):
-    return ScanJob("a", "scan a", "patient", "train", {}, dict.fromkeys(indices), ((9, "no file"),), "signature")
+    return ScanJob("a", "scan a", "patient", "train", {}, dict.fromkeys(indices, FILE), ((9, "no file"),), "signature")
 
 
 def test_the_record_counts_rows_nodules_and_slices_left_out(tmp_path):
@@ -53,6 +55,13 @@ def test_a_scan_is_finished_while_its_shard_and_files_stay(tmp_path):
     shard = job.shard(tmp_path)
     shard.write_bytes(shard.read_bytes()[:-1])
     assert not is_finished(job, tmp_path)
+
+
+def test_the_record_names_the_slices_that_were_turned(tmp_path):
+    job = make_job(range(3))
+    job.files[1] = FILE._replace(orientation=Orientation(rows_reversed=True, columns_reversed=True))
+    record, _ = prepare_scan(job, make_row, tmp_path)
+    assert record["turned"] == {"turned by 180 degrees": [1]}
 
 
 def test_a_patient_who_changes_split_leaves_no_shard_behind(tmp_path):

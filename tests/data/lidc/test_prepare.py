@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
-from lsdm_diffusers.data.lidc import LidcNodule, ScanPlan
-from lsdm_diffusers.data.lidc.prepare import lidc_job, nodule_entry
-from lsdm_diffusers.io.dicom import SliceFile
+from lsdm_diffusers.data.lidc import LidcNodule, ScanPlan, prepare
+from lsdm_diffusers.data.lidc.prepare import lidc_job, lidc_row, nodule_entry
+from lsdm_diffusers.data.scan import StageClock
+from lsdm_diffusers.io.dicom import SliceFile, index_dicom
+
+from ...synthetic_dicom import thorax_hu, write_slice
 
 PLAN = ScanPlan(7, "LIDC-IDRI-0001", "1.1", 2.5, 0.7, False, (0.0, 2.5, 5.0), (1,), (0, 1, 2), "train")
 
@@ -27,6 +30,42 @@ def test_a_copy_of_the_files_does_not_change_the_signature():
     copies = [file._replace(path=f"copy/{file.path}") for file in files]
     assert lidc_job(PLAN, files).signature == lidc_job(PLAN, files + copies).signature
     assert lidc_job(PLAN, files).signature != lidc_job(PLAN, files[:1]).signature
+
+
+def test_a_truncated_copy_and_a_localizer_do_not_hide_the_slice(tmp_path):
+    hu = thorax_hu()[::8, ::8]
+    cut = write_slice(tmp_path / "a" / "1.dcm", hu, SOPInstanceUID="1.2", InstanceNumber=2)
+    whole = write_slice(tmp_path / "b" / "1.dcm", hu, SOPInstanceUID="1.2", InstanceNumber=2)
+    localizer = {"SOPInstanceUID": "1.1", "InstanceNumber": 1, "ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+    write_slice(tmp_path / "localizer.dcm", hu, **localizer)
+    cut.write_bytes(cut.read_bytes()[:-3000])
+    ((*_, files),) = index_dicom(tmp_path)[0].items()
+    job = lidc_job(PLAN, files)
+    assert job.files[0].path == str(whole)
+    reasons = {file.path: reason for file, reason in job.passed_over}
+    assert reasons[str(cut)].startswith("unreadable")
+    assert reasons[str(tmp_path / "localizer.dcm")].endswith("is not that of an axial slice")
+
+
+def test_the_nodules_of_a_prone_slice_are_turned_with_it(tmp_path, monkeypatch):
+    """The outlines are those of the stored pixels; the row is that of the same slice of a supine patient."""
+    hu = thorax_hu(8)
+    ratings = dict.fromkeys(("malignancy", "lobulation", "spiculation", "texture"), (4,))
+    mask = np.zeros(hu.shape, dtype=bool)
+    mask[230:240, 120:135] = mask[230:235, 120:140] = True
+    rows = []
+    for step, orientation in ((1, [1, 0, 0, 0, 1, 0]), (-1, [-1, 0, 0, 0, -1, 0])):
+        path = write_slice(
+            tmp_path / str(step) / "1.dcm",
+            np.ascontiguousarray(hu[::step, ::step]),
+            ImageOrientationPatient=orientation,
+        )
+        nodule = LidcNodule("7-0", (1,), ratings, 5.0, {0: ((0, 0), mask[::step, ::step])})
+        monkeypatch.setattr(prepare, "cached_scan_nodules", lambda *_, nodule=nodule: [nodule])
+        ((*_, files),) = index_dicom(path.parent)[0].items()
+        rows.append(lidc_row(lidc_job(PLAN, files), 0, StageClock(), 0.5, 16))
+    assert rows[0] == rows[1]
+    assert rows[1]["nodules"][0]["box_yxyx"] == [230, 120, 240, 140]
 
 
 def test_the_entry_of_a_nodule_has_the_median_and_each_rating():

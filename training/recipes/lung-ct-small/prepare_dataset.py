@@ -187,7 +187,7 @@ def main() -> None:
         split = split_of(ct.patient_id)
         painted, annotated = [], []
         for patch in by_slice.get(ct.sop_instance_uid, []):
-            mask = patch.slice_mask(ct.hu.shape)
+            mask = ct.orientation.turn(patch.slice_mask(ct.orientation.stored_shape(ct.hu.shape)))
             painted.append((mask, patch.ratings["malignancy"]))
             y, x = np.argwhere(mask).mean(axis=0)
             annotated.append(nodule_entry(patch, (y, x)))
