@@ -4,9 +4,9 @@
     datasets.load_dataset("my-ct-dataset")
 
 The maps are computed from the Hounsfield units (labels 0..4). --semantic_map_dir takes your own maps instead. The map
-of a DICOM file `a/b.dcm` of --dicom_dir is the 8-bit PNG `a/b.png` of that folder, or `<SOPInstanceUID>.png`. It is
-grey or a palette image, and its pixel values are the labels 0..7. A slice without a map is left out. Nodules (labels
-5..7) of such maps are listed in column `nodules`, without ratings.
+of a DICOM file `a/b.dcm` of --dicom_dir is the PNG `a/b.png` of that folder, or `<SOPInstanceUID>.png`: grey with the
+labels 0..7 as values, or in the colours of the legend. Without it, .npy or NIfTI of that name is read. A slice without
+a map is left out. Nodules (labels 5..7) of such maps are listed in column `nodules`, without ratings.
 
 The identifiers of the DICOM files (patient, series, slice) and the names of files left out are written into the
 dataset. So anonymise first what you will share. The split is by patient, not by slice. All else is as in
