@@ -52,7 +52,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument("--semantic_map", help="PNG of labels 0..7; default: the shipped map of LIDC-IDRI-0001")
+    parser.add_argument(
+        "--semantic_map",
+        help="PNG of labels 0..7 or in the colours of the legend, .npy of labels, or NIfTI of one slice; default: the "
+        "shipped map of LIDC-IDRI-0001",
+    )
     parser.add_argument(
         "--pretrained_model_name_or_path", help="folder or Hub id of a pipeline; default: the shipped small checkpoint"
     )
@@ -275,6 +279,8 @@ def generate(args: argparse.Namespace) -> int:
     map_path = args.semantic_map or example_map()
     checkpoint = args.pretrained_model_name_or_path or small_checkpoint()
     semantic_map = read_semantic_map(map_path)
+    if semantic_map.ndim != 2:
+        raise ValueError(f"`--semantic_map` has shape {semantic_map.shape}, but one map (H, W) is needed.")
     pipe = load_pipeline(checkpoint, args.scheduler, args.device)
     seeds = [args.seed + index for index in range(args.num_images)]
     slices: np.ndarray = pipe(

@@ -264,8 +264,8 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         """Generate `num_images_per_map` slices of each map.
 
         Args:
-            semantic_map: PIL image ("L" or "P"), array, tensor or PNG path of one map (H, W), a batch (B, H, W), or a
-                list of them; integer labels 0..7, H and W multiples of what autoencoder and U-Net together halve.
+            semantic_map: PIL image, array, tensor or path (PNG, .npy, NIfTI) of one map (H, W), a batch (B, H, W), or
+                a list of them; integer labels 0..7, H and W multiples of what autoencoder and U-Net together halve.
             nodule_features: None (no guidance), a dict for every nodule of every map, or a list with one entry per
                 map, each a dict or a list of dicts, one per nodule in the order of `find_nodules`. Keys: malignancy
                 ("benign", "malignant" or 1..5), lobulation, spiculation, texture (1..5).

@@ -42,8 +42,8 @@ class SpadeGanPipeline(SemanticMapPipeline):
         """Generate `num_images_per_map` slices of each map.
 
         Args:
-            semantic_map: PIL image ("L" or "P"), array, tensor or PNG path of one map (H, W), a batch (B, H, W), or a
-                list of them; integer labels 0..7, H and W multiples of the generator's `scale_factor`.
+            semantic_map: PIL image, array, tensor or path (PNG, .npy, NIfTI) of one map (H, W), a batch (B, H, W), or
+                a list of them; integer labels 0..7, H and W multiples of the generator's `scale_factor`.
             num_images_per_map: images of each map; more than one needs a `spade_generator` with `latent_dim` above 0.
             generator: one generator, or a list with one per image, of the noise z; with `latent_dim` 0 nothing is
                 drawn from it.

@@ -21,6 +21,8 @@ from .labels import (
     check_label_tensor,
     max_pool_one_hot,
 )
+from .map_file import check_not_one_hot, read_map_file
+from .map_image import labels_from_image
 from .segmentation import body_mask, lung_mask, paint_nodules, semantic_map_from_hu
 
 __all__ = [
@@ -45,31 +47,25 @@ def read_semantic_map(source: PIL.Image.Image | np.ndarray | torch.Tensor | str 
     """Read one semantic map, or a stack of them, and check its labels.
 
     Args:
-        source: a PIL image of mode "L" or "P", an integer array or tensor of shape (H, W) or (B, H, W), or the path of
-            a PNG file.
+        source: a PIL image, an integer array or tensor of shape (H, W) or (B, H, W), or the path of a file: PNG, .npy,
+            or NIfTI (.nii, .nii.gz) of one axial slice. A grey image has the label as pixel value, a colour image has
+            the colours of `PALETTE`; `map_image.labels_from_image` says how a palette image is read.
 
     Returns:
         Labels 0..7, of the shape of `source`; always a copy.
 
     Raises:
-        ValueError: for another type, image mode, dtype or number of dimensions, or a value outside 0..7, which is
-            named.
+        ValueError: for a JPEG, a one-hot map, another type, image mode, dtype or number of dimensions, colours that
+            are not of the legend, or a value outside 0..7, which is named.
 
     >>> read_semantic_map(np.array([[0, 4], [4, 7]]))
     array([[0, 4],
            [4, 7]], dtype=uint8)
     """
     if isinstance(source, (str, Path)):
-        with PIL.Image.open(source) as image:
-            image.load()
-        return read_semantic_map(image)
-    if isinstance(source, PIL.Image.Image):
-        if source.mode not in ("L", "P"):
-            raise ValueError(
-                f'`semantic_map` is an image of mode "{source.mode}", but mode "L" or "P" with the label as pixel '
-                "value is needed."
-            )
-        labels = np.asarray(source)
+        labels = read_map_file(source)
+    elif isinstance(source, PIL.Image.Image):
+        labels = labels_from_image(source)
     elif isinstance(source, torch.Tensor):
         tensor = source.detach().cpu()
         # NumPy has no bfloat16; as float32 the map is refused by its dtype like other floating-point maps.
@@ -81,6 +77,7 @@ def read_semantic_map(source: PIL.Image.Image | np.ndarray | torch.Tensor | str 
             f"`semantic_map` is a {type(source).__name__}, but a PIL image, an array, a tensor or the path of a PNG "
             "is needed."
         )
+    check_not_one_hot(labels)
     if labels.ndim not in (2, 3) or 0 in labels.shape:
         raise ValueError(f"`semantic_map` has shape {tuple(labels.shape)}, but (H, W) or (B, H, W) is needed.")
     check_label_array(labels)

@@ -4,9 +4,10 @@
     datasets.load_dataset("my-ct-dataset")
 
 The maps are computed from the Hounsfield units (labels 0..4). --semantic_map_dir takes your own maps instead. The map
-of a DICOM file `a/b.dcm` of --dicom_dir is the 8-bit PNG `a/b.png` of that folder, or `<SOPInstanceUID>.png`. It is
-grey or a palette image, and its pixel values are the labels 0..7. It is drawn on the pixels as the file stores them.
-A slice without a map is left out. Nodules (labels 5..7) of such maps are listed in column `nodules`, without ratings.
+of a DICOM file `a/b.dcm` of --dicom_dir is the PNG `a/b.png` of that folder, or `<SOPInstanceUID>.png`: grey with the
+labels 0..7 as values, or in the colours of the legend. Without it, .npy or NIfTI of that name is read. A map is drawn
+on the pixels as the DICOM file stores them. A slice without a map is left out. Nodules (labels 5..7) of such maps are
+listed in column `nodules`, without ratings.
 
 Slices of prone patients, and others stored the other way round, are turned by their headers: rows run to the
 patient's left, columns to the back. The records in `scans/` list them under `turned`.

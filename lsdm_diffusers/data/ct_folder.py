@@ -18,6 +18,7 @@ from .scan import ScanJob, StageClock, scan_signature
 from .selection import choose_slices, split_of_patient
 
 Z_DECIMALS = 1  # slices whose z agrees to 0.1 mm lie at the same place
+MAP_SUFFIXES = (".png", ".npy", ".nii.gz", ".nii", ".jpg", ".jpeg")  # a JPEG is found so that its refusal names it
 MAX_UID_LENGTH = 64  # DICOM PS3.5, section 9.1
 
 
@@ -134,29 +135,32 @@ def series_job(
 def find_map_file(semantic_map_dir: Path, file: SliceFile, dicom_dir: Path) -> Path | None:
     """Find the user's map of a slice: `a/b.png` for the DICOM file `a/b.dcm`, or `<SOPInstanceUID>.png`.
 
+    Other suffixes of `MAP_SUFFIXES` count where there is no PNG.
+
     Args:
         semantic_map_dir: folder of the maps.
         file: of the slice.
         dicom_dir: folder of the DICOM files.
 
     Returns:
-        Path of the PNG, or None if there is no such file.
+        Path of the map, or None if there is no such file.
     """
     relative = Path(file.path).relative_to(dicom_dir)
     # only .dcm is cut off: what follows the last dot of an identifier is no suffix
     stem = relative.name[:-4] if relative.suffix.lower() == ".dcm" else relative.name
-    candidates = [semantic_map_dir / relative.parent / f"{stem}.png"]
+    candidates = [semantic_map_dir / relative.parent / stem]
     uid = file.sop_instance_uid
     if uid.replace(".", "").isalnum() and len(uid) <= MAX_UID_LENGTH:
-        candidates.append(semantic_map_dir / f"{uid}.png")
-    return next((path for path in candidates if path.is_file()), None)
+        candidates.append(semantic_map_dir / uid)
+    paths = [path.with_name(path.name + suffix) for suffix in MAP_SUFFIXES for path in candidates]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_own_map(path: Path | None, shape: tuple[int, ...]) -> np.ndarray:
     """Read the user's map of a slice.
 
     Args:
-        path: of the PNG, or None if there is none.
+        path: of the map, or None if there is none.
         shape: height and width of the slice.
 
     Raises:
@@ -171,8 +175,8 @@ def read_own_map(path: Path | None, shape: tuple[int, ...]) -> np.ndarray:
     except Exception as error:  # a broken PNG can raise nearly anything
         raise DicomError(f"semantic map {path.name}: {describe_error(error)}") from error
     if semantic_map.shape != shape:
-        height, width = semantic_map.shape
-        raise DicomError(f"semantic map {path.name} has {height}x{width} pixels, the slice {shape[0]}x{shape[1]}")
+        size = "x".join(map(str, semantic_map.shape))
+        raise DicomError(f"semantic map {path.name} has {size} pixels, the slice {shape[0]}x{shape[1]}")
     return semantic_map
 
 

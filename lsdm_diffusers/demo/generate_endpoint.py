@@ -34,8 +34,9 @@ FORMATS = ("png", "npy")  # of the files that a call returns
 NO_FEATURES = "null"
 DESCRIPTION = f"""Lung CT slices from a semantic map, synthetic, not for clinical use.
 
-map_file: PNG of labels 0..7 or palette colours, or a CT slice (DICOM, .npy in HU, 16-bit PNG of HU + 1024), from which
-the map is made; its height and width are padded to multiples of 32. features: JSON, null (no guidance), a dict for all
+map_file: PNG, .npy or NIfTI of labels 0..7, PNG in palette colours, or a CT slice (DICOM, .npy in HU, 16-bit PNG of
+HU + 1024), from which the map is made; its height and width are padded to multiples of 32. features: JSON,
+null (no guidance), a dict for all
 nodules such as {{"malignancy": "malignant", "spiculation": 4}}, or a list with a dict for each nodule in raster order;
 keys malignancy ("benign", "malignant" or 1..5), lobulation, spiculation, texture (1..5). guidance_scale:
 0..{MAX_SCALE}, 0 is off. sampler: {", ".join(SAMPLERS)}. num_inference_steps: 1..{MAX_STEPS}. seed: 0 and up; the same

@@ -42,7 +42,7 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("{repo_id}", revision="remote-code", trust_remote_code=True)
 ```
 """
-REMOTE_CODE_REQUIREMENTS = "diffusers, accelerate, opencv-python-headless, scikit-image and scikit-learn"
+REMOTE_CODE_REQUIREMENTS = "diffusers, accelerate, opencv-python-headless, scikit-image, scikit-learn and scipy"
 SPACE_REQUIREMENT = "lsdm_diffusers[demo]"
 SPACE_PYTHON = "3.11"  # the oldest that the package supports
 SPACE_APP = '''"""The page of lsdm_diffusers as a Space."""

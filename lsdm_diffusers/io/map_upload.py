@@ -1,4 +1,4 @@
-"""A semantic map from an uploaded file: a PNG map, or a CT slice from which the map is made.
+"""A semantic map from an uploaded file: a map, or a CT slice from which the map is made.
 
 Files are not trusted. Bytes are counted before they are read, and pixels before they are decoded. Nothing is unpickled
 or written. Every refusal is a ValueError with one sentence for the person who uploaded the file.
@@ -9,14 +9,14 @@ import struct
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import cv2
 import numpy as np
 import PIL.Image
-from scipy.ndimage import distance_transform_edt
 
 from ..ct_limits import DEFAULT_PIXEL_SPACING, PIXEL_SPACING_MM, check_pixel_spacing, is_chest_hu
 from ..hounsfield import HU_MIN
-from ..labels import NUM_LABELS, PALETTE, SemanticLabel
+from ..labels import NUM_LABELS, SemanticLabel
+from ..map_file import JPEG_START, NIFTI_HEADER_BYTES, NPY_START, check_not_one_hot, is_nifti, read_nifti_map
+from ..map_image import JPEG_REFUSAL, labels_from_image
 from ..segmentation import semantic_map_from_hu
 
 MIN_EDGE, MAX_EDGE = 128, 1024  # pixels
@@ -24,12 +24,10 @@ MULTIPLE = 32  # height and width are padded to multiples of this many pixels, a
 HEADER_BYTES = 2**20  # allowed beside the pixels; to read a header of millions of tiny entries takes minutes
 MAX_PNG_PIXEL_BYTES = 8  # RGBA of 16 bits
 MAX_DICOM_PIXEL_BYTES = 4
-MAX_COLOUR_DISTANCE = 8  # of 255 in each channel: how far a conversion of the file may move a colour of the legend
-MAX_OTHER_COLOURS = 0.3  # share of what is drawn; antialiased edges have less, a photograph has more
-PNG, NPY, DICOM = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY", b"DICM"  # first bytes; those of DICOM stand behind 128 others
+PNG, DICOM = b"\x89PNG\r\n\x1a\n", b"DICM"  # first bytes; those of DICOM stand behind 128 others
 DICOM_PREAMBLE_BYTES = 128
 ACCEPTED = (
-    "a semantic map as PNG (labels 0 to 7, or the colours of the legend), "
+    "a semantic map as PNG (labels 0 to 7, or the colours of the legend), .npy or NIfTI of labels, "
     "or a CT slice as DICOM, 16-bit PNG (HU + 1024) or .npy in HU"
 )
 
@@ -44,53 +42,6 @@ class UploadedMap(NamedTuple):
     pixel_spacing: float  # mm
     message: str  # what was read and what was changed, in plain sentences
     hu: np.ndarray | None  # (H, W) int16, the CT slice that the map was made from
-
-
-def labels_from_colours(rgb: np.ndarray) -> np.ndarray:
-    """Turn a drawing in the colours of `PALETTE` into labels.
-
-    A pixel of another colour, as on the antialiased edge of a brush, takes the nearest of the colours that touch it.
-    The nearest of all eight would often put a third label between two: high density blended with soft tissue has
-    nearly the colour of the body.
-
-    Args:
-        rgb: the drawing, (H, W, 3), 0..255.
-
-    Returns:
-        `uint8` labels 0..7, (H, W).
-
-    Raises:
-        ValueError: if more than three tenths of what is drawn has other colours.
-    """
-    codes, code_index = np.unique(
-        rgb.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32), return_inverse=True
-    )
-    code_index = code_index.reshape(rgb.shape[:2])
-    colours = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1).astype(np.int32)
-    squared_distances = ((colours[:, None] - PALETTE.astype(np.int32)) ** 2).sum(axis=2)  # (colours, labels)
-    labels = np.argmin(squared_distances, axis=1).astype(np.uint8)[code_index]
-    clear = (np.min(squared_distances, axis=1) <= 3 * MAX_COLOUR_DISTANCE**2)[code_index]
-    drawn = ~(clear & (labels == SemanticLabel.BACKGROUND))
-    if (~clear).sum() > MAX_OTHER_COLOURS * drawn.sum():
-        raise ValueError(
-            f"This is a colour picture and not a semantic map: {clear.mean():.0%} of it has colours of the legend; "
-            f"upload {ACCEPTED}."
-        )
-    if clear.all():
-        return labels
-
-    # inside a broad edge no clear pixel touches: such a pixel takes the label of the nearest clear one
-    nearest_row, nearest_column = distance_transform_edt(~clear, return_distances=False, return_indices=True)
-    result = labels[nearest_row, nearest_column]
-    unclear = np.nonzero(~clear)
-    candidates = squared_distances[code_index[unclear]]
-    untouched = np.iinfo(np.int32).max
-    for label in range(NUM_LABELS):
-        touched = cv2.dilate((clear & (labels == label)).astype(np.uint8), np.ones((3, 3), np.uint8))
-        candidates[touched[unclear] == 0, label] = untouched
-    touching = candidates.min(axis=1) < untouched
-    result[tuple(index[touching] for index in unclear)] = candidates[touching].argmin(axis=1)
-    return result
 
 
 def _check_shape(shape: tuple[int, ...], max_pixels: int) -> None:
@@ -140,43 +91,17 @@ def _read_png(path: Path, max_pixels: int) -> tuple[Kind, np.ndarray, float | No
         raise ValueError("The PNG file is damaged or cut off.") from error
 
     spacing = _stated_pixel_spacing(image)
-    if image.mode == "P":
-        return "map", _palette_labels(image), spacing
-    if image.mode in ("RGBA", "LA"):  # what is transparent is background
-        black = PIL.Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = PIL.Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
-    if image.mode == "RGB":
-        pixels = np.asarray(image)
-        if (pixels != pixels[..., :1]).any():
-            return "map", labels_from_colours(pixels), spacing
-        pixels = pixels[..., 0]
-    else:
-        pixels = np.asarray(image).astype(np.int32)
-        if bit_depth in (2, 4):
-            pixels //= 255 // (2**bit_depth - 1)  # Pillow spreads few bits over 0..255
-    if pixels.max() < NUM_LABELS:
-        return "map", pixels.astype(np.uint8), spacing
-    if bit_depth == 16 and image.mode != "RGB":
-        return "ct", _check_hu(pixels.astype(np.float32) + HU_MIN), spacing
-    raise ValueError(
-        f"This is a grey picture with values up to {pixels.max()}, which are neither labels nor HU; upload {ACCEPTED}."
-    )
-
-
-def _palette_labels(image: PIL.Image.Image) -> np.ndarray:
-    """Labels of a palette image, whose indices are the labels unless the palette says otherwise.
-
-    The indices of a paint program follow no order. So the colours count where each index has a colour of its own in
-    the legend, and where an index is too high for a label.
-    """
-    indices = np.asarray(image)
-    rgb = image.convert("RGB")
-    legend = {tuple(colour) for colour in PALETTE.tolist()}
-    used = {colour for _, colour in rgb.getcolors(256) or []}
-    in_legend = used <= legend and len(used) == len(np.unique(indices))
-    if in_legend or indices.max() >= NUM_LABELS:
-        return labels_from_colours(np.asarray(rgb))
-    return indices
+    if bit_depth == 16 and image.mode.startswith("I"):
+        pixels = np.asarray(image).astype(np.float32)
+        if pixels.max() >= NUM_LABELS:
+            return "ct", _check_hu(pixels + HU_MIN), spacing
+    values = labels_from_image(image, "The image", bit_depth)
+    if values.max() >= NUM_LABELS:
+        raise ValueError(
+            f"This is a grey picture with values up to {values.max()}, which are neither labels nor HU; "
+            f"upload {ACCEPTED}."
+        )
+    return "map", values.astype(np.uint8), spacing
 
 
 def _stated_pixel_spacing(image: PIL.Image.Image) -> float | None:
@@ -199,6 +124,8 @@ def _read_npy(path: Path, max_pixels: int) -> tuple[Kind, np.ndarray]:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: no more is read than the file has
     except Exception as error:
         raise ValueError("The .npy file is damaged, cut off, or holds something other than numbers.") from error
+    if stored.dtype.kind in "biuf" and stored.size <= NUM_LABELS * max_pixels:
+        check_not_one_hot(stored, "The .npy file")
     if stored.ndim != 2:
         raise ValueError(
             f"The .npy file has an array of shape {stored.shape}, but one slice (height, width) is needed."
@@ -212,6 +139,17 @@ def _read_npy(path: Path, max_pixels: int) -> tuple[Kind, np.ndarray]:
     if values.dtype.kind in "iu" and 0 <= values.min() and values.max() < NUM_LABELS:
         return "map", values.astype(np.uint8)
     return "ct", _check_hu(values)
+
+
+def _read_nifti(path: Path, max_pixels: int) -> np.ndarray:
+    values = read_nifti_map(path, "The file")
+    _check_shape(values.shape, max_pixels)
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= NUM_LABELS:
+        raise ValueError(
+            f"The NIfTI file has values {values.min():g} to {values.max():g}, but labels 0 to {NUM_LABELS - 1} are "
+            "needed; upload a CT slice as DICOM or .npy."
+        )
+    return values.astype(np.uint8)
 
 
 def _read_dicom(path: Path, max_pixels: int) -> tuple[np.ndarray, float, str]:
@@ -244,7 +182,7 @@ def _read_start(path: Path, max_bytes: float) -> bytes:
                 f"The file has {status.st_size / 1e6:.1f} MB, but at most {max_bytes / 1e6:g} MB are accepted."
             )
         with open(path, "rb") as file:
-            return file.read(DICOM_PREAMBLE_BYTES + len(DICOM))
+            return file.read(NIFTI_HEADER_BYTES)
     except OSError as error:
         raise ValueError("The uploaded file cannot be read.") from error
 
@@ -263,7 +201,7 @@ def read_map_upload(
 ) -> UploadedMap:
     """Read the semantic map of an uploaded file. The content says what the file is, not its name.
 
-    * A PNG map: labels 0..7 as grey values or palette indices, or a drawing in the colours of `PALETTE`.
+    * A map, as `read_semantic_map` reads it: PNG of labels 0..7 or in the colours of `PALETTE`, .npy, NIfTI.
     * A CT slice: DICOM, .npy in HU, or 16-bit PNG of HU + 1024. `semantic_map_from_hu` makes the map.
 
     Height and width are padded to multiples of 32 with background (HU -1024), half on each side; the message says so.
@@ -287,10 +225,14 @@ def read_map_upload(
     stated_spacing, turned = None, ""
     if start.startswith(PNG):
         kind, pixels, stated_spacing = _read_png(path, max_pixels)
-    elif start.startswith(NPY):
+    elif start.startswith(NPY_START):
         kind, pixels = _read_npy(path, max_pixels)
-    elif start[DICOM_PREAMBLE_BYTES:] == DICOM:
+    elif start[DICOM_PREAMBLE_BYTES:].startswith(DICOM):
         kind, (pixels, stated_spacing, turned) = "ct", _read_dicom(path, max_pixels)
+    elif is_nifti(start):
+        kind, pixels = "map", _read_nifti(path, max_pixels)
+    elif start.startswith(JPEG_START):
+        raise ValueError(f"The file {JPEG_REFUSAL}")
     elif not start:
         raise ValueError("The file is empty.")
     else:

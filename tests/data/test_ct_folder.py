@@ -131,7 +131,7 @@ def test_a_map_that_is_absent_or_broken_is_refused(tmp_path):
     with pytest.raises(DicomError, match="no semantic map in --semantic_map_dir"):
         read_own_map(None, (64, 64))
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(DicomError, match="semantic map a.png: UnidentifiedImageError") as raised:
+    with pytest.raises(DicomError, match="semantic map a.png: `semantic_map` is a.png, but a PNG") as raised:
         read_own_map(tmp_path / "a.png", (64, 64))
     assert str(tmp_path) not in str(raised.value)
 

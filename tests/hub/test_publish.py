@@ -479,7 +479,18 @@ def test_the_code_of_a_class_is_one_file_without_this_package(name):
     compile(source, name, "exec")
     imported = third_party_modules(source)
     assert "lsdm_diffusers" not in imported
-    needed = {"PIL", "accelerate", "cv2", "diffusers", "huggingface_hub", "numpy", "skimage", "sklearn", "torch"}
+    needed = {
+        "PIL",
+        "accelerate",
+        "cv2",
+        "diffusers",
+        "huggingface_hub",
+        "numpy",
+        "scipy",
+        "skimage",
+        "sklearn",
+        "torch",
+    }
     assert imported <= needed, "name the packages in REMOTE_CODE_REQUIREMENTS"
 
 

@@ -17,8 +17,9 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
 
 from lsdm_diffusers.demo.example_maps import example_maps
 from lsdm_diffusers.io.export import export_ct
-from lsdm_diffusers.io.map_upload import labels_from_colours, read_map_upload
+from lsdm_diffusers.io.map_upload import read_map_upload
 from lsdm_diffusers.labels import PALETTE
+from lsdm_diffusers.map_image import labels_from_colours
 from lsdm_diffusers.segmentation import semantic_map_from_hu
 from lsdm_diffusers.semantic_map import find_nodules, semantic_map_image
 
@@ -204,7 +205,7 @@ def wrong_files(folder, labels):
     contents = {
         "empty": ("is empty", b""),
         "text": ("neither PNG, DICOM nor .npy; upload a semantic map", b"hello" * 50),
-        "jpeg": ("neither PNG, DICOM nor .npy", jpeg.getvalue()),
+        "jpeg": ("is a JPEG, which blurs the labels at each edge; save the map as PNG", jpeg.getvalue()),
         "gzip": ("neither PNG, DICOM nor .npy", gzip.compress(good_png.getvalue())),
         "npz": ("neither PNG, DICOM nor .npy", zipped.getvalue()),
         "large": ("20.0 MB, but at most 20 MB|20.1 MB", b"\x89PNG\r\n\x1a\n" + bytes(20_100_000)),
