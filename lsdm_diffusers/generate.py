@@ -287,7 +287,7 @@ def generate(args: argparse.Namespace) -> int:
         semantic_map,
         nodule_features=features or None,
         num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale,
+        guidance_scale=args.guidance_scale if features else 1.0,
         guidance_order=args.guidance_order,
         num_images_per_map=args.num_images,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],

@@ -9,6 +9,7 @@ Read literally, that lacks the gradient sign, uses σ_t where its eq. 3.5 has Σ
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -29,6 +30,22 @@ class GuidingClassifier(Protocol):
         """log p(target | image, t) up to a constant, one value per image."""
 
 
+def _check_in_schedule(scheduler: SchedulerMixin, timestep: torch.Tensor | float | int) -> None:
+    """Raise ValueError where a scheduler that keeps a list of levels would answer with another timestep's level."""
+    if not hasattr(scheduler, "sigmas"):
+        return  # its levels are those of training, whatever the schedule is
+    name = type(scheduler).__name__
+    if getattr(scheduler, "num_inference_steps", None) is None:
+        raise ValueError(
+            f"`scheduler` ({name}) has no schedule yet, but a noise level needs one; use `set_timesteps`."
+        )
+    timestep = torch.as_tensor(timestep)
+    if not (scheduler.timesteps.to(timestep.device) == timestep).any():
+        raise ValueError(
+            f"`timestep` is {timestep.item():g}, but {name} knows the levels of `scheduler.timesteps` alone."
+        )
+
+
 def noise_level(scheduler: SchedulerMixin, timestep: torch.Tensor | float | int) -> tuple[torch.Tensor, torch.Tensor]:
     """(α, σ) with z_t = α·z_0 + σ·noise at `timestep`, asked of the scheduler itself; 0-dim float32 tensors.
 
@@ -37,8 +54,10 @@ def noise_level(scheduler: SchedulerMixin, timestep: torch.Tensor | float | int)
         timestep: one of `scheduler.timesteps`.
 
     Raises:
-        ValueError: for a scheduler with neither.
+        ValueError: for a scheduler with neither; and, where the scheduler looks levels up in its schedule, before
+            `set_timesteps` or for a timestep that is not in the schedule.
     """
+    _check_in_schedule(scheduler, timestep)
     timestep = torch.as_tensor(timestep).reshape(1)
     one, zero = torch.ones(1, device=timestep.device), torch.zeros(1, device=timestep.device)
     if hasattr(scheduler, "add_noise"):
@@ -138,20 +157,36 @@ def nodule_mask(nodule: torch.Tensor, latent_size: tuple[int, int], dilation: in
     return F.max_pool2d(pooled, 2 * dilation + 1, stride=1, padding=dilation)[0, 0] > 0
 
 
+# The parameters that `frozen` holds, by id: the parameter, and how many contexts hold it. Threads may share weights.
+_frozen: dict[int, tuple[torch.nn.Parameter, int]] = {}
+_frozen_lock = Lock()
+
+
 @contextmanager
 def frozen(*modules: torch.nn.Module) -> Iterator[None]:
     """Disable `requires_grad` on the modules' parameters inside the context.
 
-    Guidance needs the gradients of the latents alone, and is faster without those of the weights.
+    Guidance needs the gradients of the latents alone, and is faster without those of the weights. Contexts of several
+    threads may overlap: a parameter gets `requires_grad` back with the last of them.
     """
-    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    with _frozen_lock:
+        parameters = []
+        for parameter in {parameter for module in modules for parameter in module.parameters()}:
+            _, holders = _frozen.get(id(parameter), (parameter, 0))
+            if holders or parameter.requires_grad:
+                _frozen[id(parameter)] = (parameter, holders + 1)
+                parameter.requires_grad_(False)
+                parameters.append(parameter)
     try:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        with _frozen_lock:
+            for parameter in parameters:
+                _, holders = _frozen.pop(id(parameter))
+                if holders > 1:
+                    _frozen[id(parameter)] = (parameter, holders - 1)
+                else:
+                    parameter.requires_grad_(True)
 
 
 def check_gradients_allowed() -> None:

@@ -1,10 +1,12 @@
 """The nodules that a call of a pipeline guides: which features each is asked for, and where it lies in the latents."""
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from .guidance import nodule_mask
 from .nodule_crop import crop_box
@@ -80,9 +82,10 @@ def features_by_nodule(
             "map is needed."
         )
     if len(nodule_features) != len(nodule_counts):
+        maps = "one entry, for the one map," if len(nodule_counts) == 1 else f"{len(nodule_counts)}, one for each map,"
         raise ValueError(
-            f"`nodule_features` has {len(nodule_features)} entries, but one for each of the {len(nodule_counts)} maps "
-            "is needed."
+            f"`nodule_features` has {len(nodule_features)} entries, but {maps} is needed; a list for the nodules of "
+            "one map is an entry itself: [[{...}, {...}]]."
         )
     features_by_map = []
     for index, (entry, count) in enumerate(zip(nodule_features, nodule_counts, strict=True)):
@@ -95,6 +98,47 @@ def features_by_nodule(
         for features in features_by_map[-1]:
             _check_features(features, index, guidable)
     return features_by_map
+
+
+def _nodule_box(mask: torch.Tensor, centred: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """The crop of a nodule: centred at its centroid, unless another window of that size holds more than twice as much.
+
+    The centroid of a crescent or a ring lies outside the nodule, so that its crop may miss the nodule.
+
+    Args:
+        mask: where the nodule is guided, (h, w), boolean.
+        centred: the crop at the centroid, (y0, x0, y1, x1), half-open.
+
+    Returns:
+        That crop, or the one that holds most of the mask; of several, the nearest to the centroid's.
+    """
+    y0, x0, y1, x1 = centred
+    # double precision is exact for counts below 2**53
+    held = F.avg_pool2d(mask[None, None].double(), y1 - y0, stride=1, divisor_override=1)[0, 0]
+    if held.max() <= 2 * held[y0, x0]:
+        return centred
+    fullest = (held == held.max()).nonzero()
+    distances = (fullest - torch.tensor([y0, x0])).square().sum(dim=1)
+    top, left = fullest[distances.argmin()].tolist()
+    return top, left, top + y1 - y0, left + x1 - x0
+
+
+def warn_of_maps_without_nodules(features: NoduleFeatures, counts: Sequence[int], stacklevel: int) -> None:
+    """Warn where `nodule_features` asks for something on maps that have no nodule.
+
+    Args:
+        features: `nodule_features`, which `features_by_nodule` has checked.
+        counts: number of nodules of each map.
+        stacklevel: that of `warnings.warn`, seen from the caller.
+    """
+    entries = [features] * len(counts) if isinstance(features, Mapping) else features
+    empty = [index for index, (entry, count) in enumerate(zip(entries, counts, strict=True)) if entry and not count]
+    if empty:
+        which = "the map has" if len(counts) == 1 else f"maps {', '.join(map(str, empty))} (counted from 0) have"
+        warnings.warn(
+            f"`nodule_features` is given, but {which} no nodule (labels 5, 6 and 7), so nothing is guided there.",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def guided_nodules(
@@ -122,7 +166,9 @@ def guided_nodules(
         ValueError: as `features_by_nodule`, or for a map with guided nodules smaller than the classifiers' crop.
     """
     nodules_by_map = [find_nodules(one_map) for one_map in maps]
-    features_by_map = features_by_nodule(nodule_features, [len(nodules) for nodules in nodules_by_map], guidable)
+    counts = [len(nodules) for nodules in nodules_by_map]
+    features_by_map = features_by_nodule(nodule_features, counts, guidable)
+    warn_of_maps_without_nodules(nodule_features, counts, stacklevel=5)  # the line that calls the pipeline
     size = (maps.shape[1], maps.shape[2])
     latent_size = (size[0] // factor, size[1] // factor)
     images: list[int] = []
@@ -133,8 +179,9 @@ def guided_nodules(
         for nodule, features in zip(nodules, features_of_map, strict=True):
             if not features:
                 continue
-            y0, x0, y1, x1 = crop_box(nodule.centroid_yx, latent_size, factor)
-            mask = nodule_mask(torch.from_numpy(nodule.mask(size)), latent_size)[None, y0:y1, x0:x1]
+            mask = nodule_mask(torch.from_numpy(nodule.mask(size)), latent_size)
+            y0, x0, y1, x1 = _nodule_box(mask, crop_box(nodule.centroid_yx, latent_size, factor))
+            mask = mask[None, y0:y1, x0:x1]
             images += range(map_index * images_per_map, (map_index + 1) * images_per_map)
             boxes += [(y0, x0, y1, x1)] * images_per_map
             masks += [mask] * images_per_map

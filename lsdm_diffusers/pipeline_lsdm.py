@@ -1,14 +1,17 @@
 """LSDMGuidedPipeline: semantic map in, CT slice out, nodules guided by gradients of classifiers (thesis, Alg. 2)."""
 
+import copy
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+import os
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin
+from diffusers import AutoencoderKL, DDPMScheduler, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -26,21 +29,52 @@ from .models.nodule_classifier import NoduleClassifier
 from .models.unet_spade import SpadeUNet2DModel
 from .nodule_batch import NoduleBatch, NoduleFeatures, guided_nodules
 from .nodule_features import NODULE_FEATURES
-from .semantic_map_pipeline import PIXEL_OUTPUT_TYPES, LSDMPipelineOutput, MapSources, SemanticMapPipeline
+from .semantic_map_pipeline import (
+    HUB_ARGUMENTS,
+    PIXEL_OUTPUT_TYPES,
+    LSDMPipelineOutput,
+    MapSources,
+    SemanticMapPipeline,
+)
 
 GradientHook = Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]
 
-_INTERPOLATED = "its interpolated second step has a noise level it does not report"
-_PRECONDITIONED = "its model's output is preconditioned, neither noise, v nor sample"
-UNGUIDABLE_SCHEDULERS = {
-    "KDPM2DiscreteScheduler": _INTERPOLATED,
-    "DPMSolverSDEScheduler": _INTERPOLATED,
-    "EDMEulerScheduler": _PRECONDITIONED,
-    "EDMDPMSolverMultistepScheduler": _PRECONDITIONED,
-    "CosineDPMSolverMultistepScheduler": _PRECONDITIONED,
-    "CMStochasticIterativeScheduler": _PRECONDITIONED,
+# Schedulers that give wrong pictures with every model of this pipeline, and why.
+UNFIT_SCHEDULERS = {
+    **dict.fromkeys(
+        (
+            "EDMEulerScheduler",
+            "EDMDPMSolverMultistepScheduler",
+            "CosineDPMSolverMultistepScheduler",
+            "CMStochasticIterativeScheduler",
+        ),
+        "its model's output is preconditioned, neither noise, v nor sample",
+    ),
+    "CogVideoXDDIMScheduler": "it shifts the noise levels that the model was trained with",
+    "DDIMInverseScheduler": "it goes from a picture to noise",
+    "DPMSolverMultistepInverseScheduler": "it goes from a picture to noise",
 }
+_INTERPOLATED = "its interpolated second step has a noise level it does not report"
+UNGUIDABLE_SCHEDULERS = {"KDPM2DiscreteScheduler": _INTERPOLATED, "DPMSolverSDEScheduler": _INTERPOLATED}
+DEFAULT_SCALE = 1.0  # Bayes' rule
 OUTPUT_TYPES = (*PIXEL_OUTPUT_TYPES, "latent")
+
+
+def taken_prediction(scheduler: SchedulerMixin) -> str | None:
+    """The kind of model output that `scheduler.step` takes, as `guide_model_output` names it; None where unknown."""
+    if hasattr(scheduler, "scale_noise") and not hasattr(scheduler, "add_noise"):
+        return "flow_prediction"
+    if "prediction_type" in inspect.signature(type(scheduler).__init__).parameters:
+        return str(scheduler.config.prediction_type)
+    return None
+
+
+def trained_prediction(scheduler_class: str, config: Mapping[str, Any]) -> str | None:
+    """What the model of a checkpoint predicts, by the class and configuration of its scheduler; None where unknown.
+
+    `from_config` hands `prediction_type` on to a flow-matching scheduler, which does not use it.
+    """
+    return config.get("prediction_type") or ("flow_prediction" if scheduler_class.startswith("Flow") else None)
 
 
 @dataclass
@@ -94,6 +128,9 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
     spiculation_classifier: NoduleClassifier | None
     texture_classifier: NoduleClassifier | None
     gradient_hook: GradientHook | None = None
+    _guidance_scale: float | Mapping[str, float]
+    _num_timesteps: int
+    _interrupt: bool = False
 
     def __init__(
         self,
@@ -115,7 +152,39 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
             spiculation_classifier=spiculation_classifier,
             texture_classifier=texture_classifier,
         )
+        self._trained_prediction: str | None = None
+        if scheduler is not None:
+            self._trained_prediction = trained_prediction(type(scheduler).__name__, scheduler.config)
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if getattr(self, "vae", None) else 4
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load the pipeline as `DiffusionPipeline.from_pretrained` does, from a folder or the Hub.
+
+        What the U-Net predicts is read from the saved scheduler, also where `scheduler=` replaces it.
+        """
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if kwargs.get("scheduler") is not None:
+            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            config = DDPMScheduler.load_config(pretrained_model_name_or_path, subfolder="scheduler", **hub)
+            pipe._trained_prediction = trained_prediction(config["_class_name"], config)
+        return pipe
+
+    def enable_vae_slicing(self) -> None:
+        """Decode one slice at a time: `vae.enable_slicing()`. The pipeline does so in any case."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Undo `enable_vae_slicing`."""
+        self.vae.disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Encode and decode slices larger than `vae.config.sample_size` in tiles: `vae.enable_tiling()`."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Undo `enable_vae_tiling`."""
+        self.vae.disable_tiling()
 
     @property
     def classifiers(self) -> dict[str, NoduleClassifier]:
@@ -125,7 +194,7 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
 
     @property
     def guidance_scale(self) -> float | Mapping[str, float]:
-        """s of the running call. A callback may set `_guidance_scale`, which holds from the next step on.
+        """s of the last call. A callback may set `_guidance_scale` of the pipeline it gets, for the next steps.
 
         A call that starts with scale 0 stays unguided.
         """
@@ -136,6 +205,15 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         """Steps of the last call."""
         return self._num_timesteps
 
+    @property
+    def interrupt(self) -> bool:
+        """Whether a call stops before its next step.
+
+        A callback sets `_interrupt` of the pipeline it gets, for its own call; set on the pipeline itself, it stops
+        the calls that run.
+        """
+        return self._interrupt
+
     def _check_inputs(
         self,
         guidance_scale: float | Mapping[str, float],
@@ -143,12 +221,6 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         output_type: str,
         tensor_inputs: list[str],
     ) -> None:
-        for option in ("clip_sample", "thresholding"):
-            if getattr(self.scheduler.config, option, False):
-                raise ValueError(
-                    f"`scheduler` ({type(self.scheduler).__name__}) has {option}=True, but that clips latents, which "
-                    f"are not bounded; use `from_config(config, {option}=False)`."
-                )
         scales = guidance_scale
         if not isinstance(scales, Mapping):
             scales = dict.fromkeys(NODULE_FEATURES, scales)
@@ -169,6 +241,107 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
                 f"`callback_on_step_end_tensor_inputs` has {unknown[0]!r}, but only {self._callback_tensor_inputs} "
                 "are allowed."
             )
+
+    def _check_scheduler(self) -> str:
+        """Raise ValueError for a scheduler that does not fit the model; return what the model predicts."""
+        name, config = type(self.scheduler).__name__, self.scheduler.config
+        if name in UNFIT_SCHEDULERS:
+            raise ValueError(
+                f"`scheduler` is {name}, but {UNFIT_SCHEDULERS[name]}, so slices would be wrong; use another, such as "
+                "DPMSolverMultistepScheduler."
+            )
+        for option in ("clip_sample", "thresholding"):
+            if getattr(config, option, False):
+                raise ValueError(
+                    f"`scheduler` ({name}) has {option}=True, but that clips latents, which are not bounded; use "
+                    f"`from_config(config, {option}=False)`."
+                )
+        taken = taken_prediction(self.scheduler)
+        if taken is None:
+            raise ValueError(
+                f"`scheduler` is {name}, but one with a `prediction_type` is needed, such as "
+                "DPMSolverMultistepScheduler."
+            )
+        if self._trained_prediction not in (None, taken):
+            raise ValueError(
+                f"`scheduler` ({name}) takes {taken}, but the checkpoint's scheduler says that the U-Net predicts "
+                f"{self._trained_prediction}; use a scheduler made by `from_config(pipe.scheduler.config)`, such as "
+                "DPMSolverMultistepScheduler."
+            )
+        return taken
+
+    def _schedule_arguments(
+        self, num_inference_steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None
+    ) -> dict[str, Any]:
+        """The arguments of `scheduler.set_timesteps`, without the device."""
+        if timesteps is not None and sigmas is not None:
+            raise ValueError("`timesteps` and `sigmas` are both given, but a call takes one of them.")
+        for name, values in (("timesteps", timesteps), ("sigmas", sigmas)):
+            if values is None:
+                continue
+            if name not in inspect.signature(self.scheduler.set_timesteps).parameters:
+                raise ValueError(
+                    f"`{name}` is given, but `scheduler` ({type(self.scheduler).__name__}) makes its own; use "
+                    "`num_inference_steps`, or another scheduler."
+                )
+            if len(values) == 0:
+                raise ValueError(f"`{name}` is empty, but at least one step is needed.")
+            return {name: torch.as_tensor(values).tolist()}
+        return {"num_inference_steps": num_inference_steps}
+
+    def _try_scheduler(self, schedule: dict[str, Any], device: torch.device) -> None:
+        """Raise ValueError, before any work, for a scheduler that cannot make its schedule or its first step."""
+        scheduler = copy.deepcopy(self.scheduler)
+        try:
+            # a step may draw noise, which must not change what the call draws
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                scheduler.set_timesteps(**schedule, device=device)
+                latents = torch.zeros(1, self.vae.config.latent_channels, 8, 8, device=device)
+                first = scheduler.timesteps[0]
+                if hasattr(scheduler, "scale_model_input"):
+                    scheduler.scale_model_input(latents, first)
+                scheduler.step(latents, first, latents)
+        except Exception as error:  # whatever the scheduler raises: a missing package, a combination it does not have
+            raise ValueError(
+                f"`scheduler` is {type(scheduler).__name__}, but it fails with {type(error).__name__} in a first "
+                f"trial step: {' '.join(str(error).split())}"
+            ) from error
+
+    def _new_call(
+        self, guidance_scale: float | Mapping[str, float], schedule: dict[str, Any], device: torch.device
+    ) -> "LSDMGuidedPipeline":
+        """This pipeline with the scheduler, scale and interrupt of one call, so that threads may share a pipeline."""
+        call = copy.copy(self)
+        call.scheduler = copy.deepcopy(self.scheduler)
+        call.scheduler.set_timesteps(**schedule, device=device)
+        call._num_timesteps = len(call.scheduler.timesteps)
+        call._guidance_scale = guidance_scale
+        call._interrupt = False
+        return call
+
+    def _guided_nodules(
+        self,
+        maps: np.ndarray,
+        nodule_features: NoduleFeatures | None,
+        num_images_per_map: int,
+        device: torch.device,
+    ) -> NoduleBatch | None:
+        """The nodules that a call guides, or None; warn where the call asks for guidance that does nothing."""
+        scales = self._feature_scales()
+        if nodule_features is None:
+            if not {0.0, DEFAULT_SCALE}.issuperset(scales.values()):
+                warnings.warn(
+                    f"`guidance_scale` is {self._guidance_scale}, but there are no `nodule_features`, so nothing is "
+                    "guided.",
+                    stacklevel=4,  # the line that calls the pipeline, past `__call__` and `torch.no_grad`
+                )
+            return None
+        factor = self.vae_scale_factor
+        nodules = guided_nodules(maps, nodule_features, self.classifiers, num_images_per_map, factor, device)
+        if nodules is None or not any(scales[feature] for feature in nodules.targets):
+            return None  # scale 0 of every feature asked for is exactly no guidance
+        self._check_guidable()
+        return nodules
 
     def _check_guidable(self) -> None:
         """Raise an error where guidance would fail or be wrong: by the scheduler, or by how the call is made."""
@@ -213,7 +386,7 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
     def _feature_scales(self) -> dict[str, float]:
         scale = self._guidance_scale
         if isinstance(scale, Mapping):
-            return {feature: float(scale.get(feature, 1.0)) for feature in NODULE_FEATURES}
+            return {feature: float(scale.get(feature, DEFAULT_SCALE)) for feature in NODULE_FEATURES}
         return dict.fromkeys(NODULE_FEATURES, float(scale))
 
     def _nodule_gradient(
@@ -250,7 +423,7 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         semantic_map: MapSources,
         nodule_features: NoduleFeatures | None = None,
         num_inference_steps: int = 25,
-        guidance_scale: float | Mapping[str, float] = 1.0,
+        guidance_scale: float | Mapping[str, float] = DEFAULT_SCALE,
         guidance_order: str = "sequential",
         eta: float = 0.0,
         num_images_per_map: int = 1,
@@ -260,6 +433,8 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - diffusers' signature
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
     ) -> LSDMPipelineOutput | tuple[Any, ...]:
         """Generate `num_images_per_map` slices of each map.
 
@@ -280,8 +455,16 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
             output_type: "pil" (mode L), "np" or "pt" in [0, 1], "hu" (int16), "latent".
             return_dict: whether to return `LSDMPipelineOutput` or a tuple.
             callback_on_step_end: called as `callback(pipe, step, timestep, kwargs)` after each step; may return
-                changed tensors.
+                changed tensors. `pipe` is this pipeline with the state of the call: the scheduler that takes the
+                steps, `_guidance_scale` and `_interrupt`.
             callback_on_step_end_tensor_inputs: names of the tensors handed to the callback: "latents".
+            timesteps: the timesteps themselves, falling, for schedulers that take them, instead of
+                `num_inference_steps`.
+            sigmas: the same as noise levels, falling; some schedulers, such as Euler's, want the last one, 0, as well.
+
+        Warns:
+            UserWarning: for guidance that does nothing: a scale without features, or features on a map without
+                nodules.
 
         Raises:
             ValueError: for a bad argument, which is named, before any work is done.
@@ -301,31 +484,25 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         self._check_generators(generator, batch_size)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"`latents` has shape {tuple(latents.shape)}, but {shape} is needed.")
-        self._guidance_scale = guidance_scale
-        nodules = None
-        if nodule_features is not None:
-            nodules = guided_nodules(
-                maps, nodule_features, self.classifiers, num_images_per_map, self.vae_scale_factor, device
-            )
-        scales = self._feature_scales()
-        if nodules is not None and not any(scales[feature] for feature in nodules.targets):
-            nodules = None  # scale 0 of every feature asked for is exactly no guidance
-        if nodules is not None:
-            self._check_guidable()
+        prediction_type = self._check_scheduler()
+        schedule = self._schedule_arguments(num_inference_steps, timesteps, sigmas)
 
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps = self.scheduler.timesteps
-        self._num_timesteps = len(timesteps)
-        step_arguments = inspect.signature(self.scheduler.step).parameters
+        self._try_scheduler(schedule, device)
+        self._interrupt = False
+        call = self._new_call(guidance_scale, schedule, device)
+        nodules = call._guided_nodules(maps, nodule_features, num_images_per_map, device)
+
+        steps = call.scheduler.timesteps
+        num_inference_steps = schedule.get("num_inference_steps", len(steps))
+        step_arguments = inspect.signature(call.scheduler.step).parameters
         extra = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in step_arguments}
-        prediction_type = getattr(self.scheduler.config, "prediction_type", "flow_prediction")
-        guidance = None if nodules is None else self._settle_guidance(nodules, guidance_order, shape)
+        guidance = None if nodules is None else call._settle_guidance(nodules, guidance_order, shape)
 
         # Noise, in float32 whatever the models' dtype is: a scheduler's arithmetic in bfloat16 loses small steps.
         dtype = torch.float32
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        latents = latents.to(device=device, dtype=dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        latents = latents.to(device=device, dtype=dtype) * getattr(call.scheduler, "init_noise_sigma", 1.0)
 
         # What the map gives, once: E(m), and γ, β of every SPADE layer.
         labels = torch.from_numpy(maps).to(device)
@@ -337,25 +514,28 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
 
         modules = [] if guidance is None else guidance.modules
         with frozen(*modules), self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, t in enumerate(timesteps):
+            for i, t in enumerate(steps):
+                if call._interrupt or self._interrupt:
+                    break
                 model_input = latents
-                if hasattr(self.scheduler, "scale_model_input"):
-                    model_input = self.scheduler.scale_model_input(latents, t)
+                if hasattr(call.scheduler, "scale_model_input"):
+                    model_input = call.scheduler.scale_model_input(latents, t)
                 model_input = torch.cat([model_input.to(self.unet.dtype), map_latents], dim=1)
                 model_output = self.unet(model_input, t, modulation=modulation).sample.to(dtype)
                 if guidance is not None:
-                    gradient = self._nodule_gradient(latents, i, t, guidance)
+                    gradient = call._nodule_gradient(latents, i, t, guidance)
                     model_output = guide_model_output(
                         model_output, gradient, guidance.alphas[i], guidance.sigmas[i], prediction_type
                     )
-                latents = self.scheduler.step(model_output, t, latents, **extra).prev_sample
+                latents = call.scheduler.step(model_output, t, latents, **extra).prev_sample
                 if callback_on_step_end is not None:
                     callback_kwargs = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
-                    latents = callback_on_step_end(self, i, t, callback_kwargs).pop("latents", latents)
-                order = getattr(self.scheduler, "order", 1)
-                is_whole_step = i == len(timesteps) - 1 or (i + 1) % order == 0
+                    latents = callback_on_step_end(call, i, t, callback_kwargs).pop("latents", latents)
+                order = getattr(call.scheduler, "order", 1)
+                is_whole_step = i == len(steps) - 1 or (i + 1) % order == 0
                 if is_whole_step and progress_bar.n < num_inference_steps:
                     progress_bar.update()
+        self._guidance_scale, self._num_timesteps = call._guidance_scale, call._num_timesteps
         del modulation, map_latents  # the modulation of a 512x512 map is hundreds of MB at full size
 
         if output_type == "latent":

@@ -17,6 +17,7 @@ from .semantic_map import read_semantic_map
 
 MapSource = PIL.Image.Image | np.ndarray | torch.Tensor | str | Path
 MapSources = MapSource | Sequence[MapSource]
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 PIXEL_OUTPUT_TYPES = ("pil", "np", "pt", "hu")
 
 
@@ -50,11 +51,7 @@ class SemanticMapPipeline(DiffusionPipeline):
         Returns:
             The folder in the cache.
         """
-        options: dict[str, Any] = {
-            name: kwargs[name]
-            for name in ("cache_dir", "force_download", "local_files_only", "token", "revision")
-            if kwargs.get(name) is not None
-        }
+        options: dict[str, Any] = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         variant = kwargs.get("variant")
         if variant is None:
             options |= {"allow_patterns": ["*.json", "*.safetensors"], "ignore_patterns": ["*.*.safetensors"]}
@@ -92,6 +89,13 @@ class SemanticMapPipeline(DiffusionPipeline):
 
     @staticmethod
     def _check_generators(generator: torch.Generator | list[torch.Generator] | None, batch_size: int) -> None:
+        generators = generator if isinstance(generator, list) else [generator]
+        for one in generators:
+            if one is not None and not isinstance(one, torch.Generator):
+                raise ValueError(
+                    f"`generator` is {generator!r}, but a `torch.Generator`, such as "
+                    "`torch.Generator().manual_seed(3)`, or a list with one per image is needed."
+                )
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"`generator` is a list of {len(generator)}, but the call makes {batch_size} images.")
 

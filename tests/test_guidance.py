@@ -116,6 +116,19 @@ def test_levels_asked_before_the_loop_are_those_inside_it(name, config, steps):
         assert noise_level(scheduler, t) == (alpha, sigma)
 
 
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"])
+def test_a_level_that_the_schedule_does_not_have_is_refused(name):
+    """diffusers would answer with the level of another timestep."""
+    scheduler = getattr(diffusers, name)(**VP, use_karras_sigmas=True)
+    with pytest.raises(ValueError, match=f"`scheduler` .{name}. has no schedule yet"):
+        noise_level(scheduler, 300)
+    scheduler.set_timesteps(10)
+    with pytest.raises(ValueError, match=f"`timestep` is -3, but {name} knows"):
+        noise_level(scheduler, -3)
+    alpha, sigma = noise_level(scheduler, scheduler.timesteps[4])
+    torch.testing.assert_close(sigma / alpha, scheduler.sigmas[4])
+
+
 def test_variances_of_the_steps_are_those_of_ddpm():
     scheduler = diffusers.DDPMScheduler(**VP, clip_sample=False)
     scheduler.set_timesteps(1000)
@@ -201,6 +214,17 @@ def test_frozen_modules_get_back_what_they_had():
             assert not module.weight.requires_grad and not module.bias.requires_grad
             raise RuntimeError("inside")
     assert module.weight.requires_grad and not module.bias.requires_grad
+
+
+def test_overlapping_contexts_free_the_weights_at_the_last_end():
+    module = torch.nn.Linear(2, 2)
+    first, second = frozen(module), frozen(module)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not module.weight.requires_grad
+    second.__exit__(None, None, None)
+    assert module.weight.requires_grad and module.bias.requires_grad
 
 
 def test_gradients_survive_weights_that_are_moved_after_each_forward():

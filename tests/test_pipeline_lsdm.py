@@ -2,7 +2,9 @@ import functools
 import gc
 import inspect
 import json
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import diffusers
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lsdm_diffusers import LSDMGuidedPipeline
+from lsdm_diffusers import LSDMGuidedPipeline, small_checkpoint
 from lsdm_diffusers.evaluation.control.sham import ShamGradient
 
 from .conftest import BETAS, sample, tiny_pipeline, tiny_unet
@@ -36,6 +38,8 @@ def test_signature_is_the_published_one():
         "return_dict",
         "callback_on_step_end",
         "callback_on_step_end_tensor_inputs",
+        "timesteps",
+        "sigmas",
     ]
     assert parameters["num_inference_steps"].default == 25 and parameters["guidance_order"].default == "sequential"
 
@@ -76,7 +80,8 @@ def test_guidance_scale_zero_and_no_features_are_no_guidance(pipe, semantic_map)
     np.testing.assert_array_equal(sample(pipe, semantic_map, [{}]), plain)
     np.testing.assert_array_equal(sample(pipe, semantic_map, {}), plain)
     lung = np.full_like(semantic_map, 4)
-    np.testing.assert_array_equal(sample(pipe, lung, ALL), sample(pipe, lung))
+    with pytest.warns(UserWarning, match="no nodule"):
+        np.testing.assert_array_equal(sample(pipe, lung, ALL), sample(pipe, lung))
 
 
 @pytest.mark.parametrize("order", ["sequential", "joint"])
@@ -175,8 +180,8 @@ def test_every_scheduler_runs_guided(pipe, semantic_map, name):
     assert not np.array_equal(plain, guided)
 
 
-def test_flow_matching_runs(pipe, semantic_map):
-    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+def test_flow_matching_runs(semantic_map):
+    pipe = tiny_pipeline(scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
     assert np.isfinite(sample(pipe, semantic_map, ALL, output_type="np")).all()
 
 
@@ -185,11 +190,13 @@ def test_refused_schedulers(pipe, semantic_map):
     with pytest.raises(ValueError, match="KDPM2DiscreteScheduler"):
         sample(pipe, semantic_map, ALL)
     pipe.scheduler = diffusers.EDMEulerScheduler()
-    with pytest.raises(ValueError, match="EDMEulerScheduler, but its model's output is preconditioned"):
-        sample(pipe, semantic_map, ALL)
+    for features in (None, ALL):
+        with pytest.raises(ValueError, match="EDMEulerScheduler, but its model's output is preconditioned"):
+            sample(pipe, semantic_map, features)
     pipe.scheduler = diffusers.IPNDMScheduler()
-    with pytest.raises(ValueError, match="IPNDMScheduler, but guidance needs one with `add_noise`"):
-        sample(pipe, semantic_map, ALL)
+    for features in (None, ALL):
+        with pytest.raises(ValueError, match="IPNDMScheduler, but one with a `prediction_type` is needed"):
+            sample(pipe, semantic_map, features)
     pipe.scheduler = DDIMScheduler(clip_sample=False, thresholding=True, **BETAS)
     with pytest.raises(ValueError, match="thresholding=True, but that clips latents"):
         sample(pipe, semantic_map)
@@ -214,7 +221,14 @@ def test_calls_without_gradients_are_refused(pipe, semantic_map):
         ({"nodule_features": {"margin": 3}}, "'margin'"),
         ({"nodule_features": {"texture": 6}}, "texture = 6"),
         ({"nodule_features": {"malignancy": "bad"}}, "'bad'"),
-        ({"nodule_features": [{}, {}]}, "2 entries"),
+        (
+            {"nodule_features": [{}, {}]},
+            r"2 entries, but one entry, for the one map, is needed; .* \[\[{...}, {...}\]\]",
+        ),
+        ({"timesteps": [999, 500], "sigmas": [1.0, 0.5]}, "`timesteps` and `sigmas` are both given"),
+        ({"sigmas": [1.0, 0.5]}, "`sigmas` is given, but `scheduler` .DDIMScheduler. makes its own"),
+        ({"generator": 3}, "`generator` is 3"),
+        ({"generator": [3]}, r"`generator` is \[3\]"),
         ({"nodule_features": [[{"texture": 3}]]}, "1 entries, but the map has 2 nodules"),
         ({"guidance_scale": -1}, "-1"),
         ({"guidance_scale": {"margin": 1}}, "'margin'"),
@@ -296,11 +310,11 @@ def host_reads(monkeypatch):
 @pytest.mark.parametrize(
     "scheduler", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"]
 )
-def test_no_step_reads_a_tensor_back_to_the_host(pipe, semantic_map, monkeypatch, host_reads, scheduler, order):
+def test_no_step_reads_a_tensor_back_to_the_host(semantic_map, monkeypatch, host_reads, scheduler, order):
     """From the first evaluation of the U-Net to the last step. What the scheduler itself reads is not ours."""
     scheduler_class = getattr(diffusers, scheduler)
     config = {} if scheduler.startswith("Flow") else {**BETAS, "prediction_type": "v_prediction"}
-    pipe.scheduler = scheduler_class(**config)
+    pipe = tiny_pipeline(scheduler=scheduler_class(**config))
     steps = 3
 
     def disarmed(method):
@@ -315,8 +329,8 @@ def test_no_step_reads_a_tensor_back_to_the_host(pipe, semantic_map, monkeypatch
 
     for name in ("scale_model_input", "step"):
         if hasattr(scheduler_class, name):
-            method = getattr(pipe.scheduler, name)
-            monkeypatch.setattr(pipe.scheduler, name, functools.wraps(method)(disarmed(method)))
+            method = getattr(scheduler_class, name)
+            monkeypatch.setattr(scheduler_class, name, functools.wraps(method)(disarmed(method)))
 
     def arm(module, args, kwargs):
         host_reads.armed = True
@@ -454,3 +468,219 @@ def test_schedulers_swap_from_the_saved_config(pipe, semantic_map):
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     assert pipe.scheduler.config.clip_sample is False
     sample(pipe, semantic_map)
+
+
+@pytest.mark.parametrize("features", [None, ALL], ids=["unguided", "guided"])
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (diffusers.FlowMatchEulerDiscreteScheduler(), "takes flow_prediction, .* predicts v_prediction"),
+        (diffusers.FlowMatchHeunDiscreteScheduler(), "takes flow_prediction"),
+        (DDIMScheduler(clip_sample=False, **BETAS), "takes epsilon, .* predicts v_prediction"),
+        (diffusers.CMStochasticIterativeScheduler(), "preconditioned"),
+        (diffusers.EDMDPMSolverMultistepScheduler(prediction_type="v_prediction"), "preconditioned"),
+        (diffusers.DPMSolverMultistepInverseScheduler(prediction_type="v_prediction"), "from a picture to noise"),
+        (diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction", clip_sample=False), "shifts the noise"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, diffusers.SchedulerMixin) else "",
+)
+def test_a_scheduler_for_another_model_is_refused(semantic_map, scheduler, message, features):
+    """Each of them runs, and gives noise or lungs of the wrong density."""
+    pipe = tiny_pipeline(scheduler=DPMSolverMultistepScheduler(prediction_type="v_prediction", **BETAS))
+    for given in (scheduler, type(scheduler).from_config(pipe.scheduler.config)):
+        pipe.scheduler = given
+        if getattr(given.config, "prediction_type", None) == "v_prediction" and "takes epsilon" in message:
+            continue  # `from_config` makes it fit
+        with pytest.raises(ValueError, match=f"{type(scheduler).__name__}.*{message}"):
+            sample(pipe, semantic_map, features)
+
+
+def test_flow_models_take_flow_schedulers_and_multistep_ones_told_so(semantic_map):
+    pipe = tiny_pipeline(scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+    pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    assert sample(pipe, semantic_map).shape == (1, 96, 128)
+    config = pipe.scheduler.config
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(config)
+    with pytest.raises(ValueError, match="takes epsilon, .* predicts flow_prediction"):
+        sample(pipe, semantic_map)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+        config, prediction_type="flow_prediction", use_flow_sigmas=True
+    )
+    assert sample(pipe, semantic_map, ALL).shape == (1, 96, 128)
+
+
+def test_a_scheduler_given_at_loading_is_compared_with_the_saved_one(tmp_path, semantic_map):
+    tiny_pipeline().save_pretrained(tmp_path)
+    pipe = LSDMGuidedPipeline.from_pretrained(tmp_path, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(ValueError, match="takes flow_prediction, .* predicts epsilon"):
+        sample(pipe, semantic_map)
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no step of this kind"), ImportError("needs\ntorchsde")])
+def test_a_scheduler_that_fails_is_refused_in_one_line_before_any_work(semantic_map, error):
+    class Failing(DDIMScheduler):
+        def step(self, *args, **kwargs):
+            raise error
+
+    pipe = tiny_pipeline(scheduler=Failing(clip_sample=False, **BETAS))
+    pipe.unet.forward = None  # any work would fail on it
+    message = f"^`scheduler` is Failing, but it fails with {type(error).__name__} in a first trial step: [^\n]*$"
+    with pytest.raises(ValueError, match=message):
+        sample(pipe, semantic_map)
+    pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler(prediction_type="sample", **BETAS)
+    pipe._trained_prediction = "sample"
+    with pytest.raises(ValueError, match="NotImplementedError in a first trial step: prediction_type not implemented"):
+        sample(pipe, semantic_map)
+
+
+def test_the_trial_step_draws_nothing_from_the_global_generator(semantic_map):
+    """An unseeded call after `torch.manual_seed` gives what it gave before the trial was there."""
+    pipe = tiny_pipeline(scheduler=diffusers.DDPMScheduler(clip_sample=False, **BETAS))
+    torch.manual_seed(3)
+    first = sample(pipe, semantic_map, generator=None)
+    generator = torch.Generator().manual_seed(3)
+    np.testing.assert_array_equal(first, sample(pipe, semantic_map, generator=generator))
+
+
+def far_from_its_centroid(shape):
+    """A map 192x192 with one malignant nodule whose centroid lies outside it."""
+    y, x = np.mgrid[:192, :192] - 96
+    radius = np.hypot(y, x)
+    nodule = {
+        "ring": (radius >= 56) & (radius < 60),
+        "crescent": (radius >= 56) & (radius < 60) & (x < 20),
+        "L": (abs(x + 60) < 2) & (abs(y) < 62) | (abs(y - 60) < 2) & (abs(x) < 62),
+    }[shape]
+    return np.where(nodule, 7, 4).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", ["ring", "crescent", "L"])
+def test_a_nodule_around_its_centroid_is_guided(pipe, shape):
+    labels = far_from_its_centroid(shape)
+    plain, guided = (
+        sample(pipe, labels, features, output_type="latent", num_inference_steps=1, guidance_scale=scale)
+        for features, scale in ((None, 1.0), (ALL, 64.0))
+    )
+    changed = (guided - plain).abs().amax(dim=(0, 1)) > 0
+    assert changed.sum() >= 16
+    near = torch.nn.functional.max_pool2d(torch.from_numpy(labels == 7)[None].float(), 4)
+    near = torch.nn.functional.max_pool2d(near, 3, stride=1, padding=1)[0] > 0
+    assert not (changed & ~near).any()
+
+
+def test_guidance_that_does_nothing_warns_where_the_call_stands(pipe, semantic_map, recwarn):
+    lung = np.full_like(semantic_map, 4)
+    sample(pipe, semantic_map)
+    sample(pipe, semantic_map, guidance_scale=0)
+    sample(pipe, [semantic_map, lung], [ALL, None])
+    assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
+    cases = [
+        ({"guidance_scale": 4.0}, semantic_map, "`guidance_scale` is 4.0, but there are no `nodule_features`"),
+        ({"nodule_features": {"texture": 3}}, lung, "`nodule_features` is given, but the map has no nodule"),
+        ({"nodule_features": {"texture": 3}}, [semantic_map, lung], r"maps 1 \(counted from 0\) have no nodule"),
+    ]
+    for arguments, labels, message in cases:
+        with pytest.warns(UserWarning, match=message) as caught:
+            pipe(labels, num_inference_steps=1, **arguments)
+        assert len(caught) == 1 and caught[0].filename == __file__
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("order", ["sequential", "joint"])
+def test_the_shipped_checkpoint_is_guided_in_half_precision(semantic_map, dtype, order):
+    arguments = {"num_inference_steps": 2, "guidance_order": order}
+    full = LSDMGuidedPipeline.from_pretrained(small_checkpoint())
+    half = LSDMGuidedPipeline.from_pretrained(small_checkpoint(), dtype=dtype)
+    for pipe in (full, half):
+        pipe.set_progress_bar_config(disable=True)
+    expected = sample(full, semantic_map, ALL, **arguments).astype(int)
+    difference = np.abs(sample(half, semantic_map, ALL, **arguments).astype(int) - expected)
+    assert difference.mean() < (30 if dtype == torch.bfloat16 else 5)  # HU
+
+
+@pytest.mark.slow
+def test_a_saved_variant_is_guided(tmp_path, semantic_map):
+    labels = semantic_map[32:, 64:]
+    pipe = LSDMGuidedPipeline.from_pretrained(small_checkpoint(), dtype=torch.float16)
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    loaded = LSDMGuidedPipeline.from_pretrained(tmp_path, variant="fp16", dtype=torch.float16)
+    expected, seen = (sample(each, labels, ALL, num_inference_steps=1).astype(int) for each in (pipe, loaded))
+    assert np.abs(seen - expected).mean() < 1
+
+
+def test_interrupt_stops_the_loop(pipe, semantic_map):
+    steps = []
+
+    def stop_after_two(pipeline, step, timestep, tensors):
+        steps.append(step)
+        pipeline._interrupt = step == 1
+        return tensors
+
+    stopped = sample(pipe, semantic_map, num_inference_steps=5, callback_on_step_end=stop_after_two)
+    assert steps == [0, 1] and stopped.shape == (1, 96, 128)
+
+    def stop_from_outside(pipeline, step, timestep, tensors):
+        steps.append(step)
+        pipe._interrupt = True  # the pipeline itself, as a page's stop button has it
+        return tensors
+
+    sample(pipe, semantic_map, num_inference_steps=5, callback_on_step_end=stop_from_outside)
+    assert steps == [0, 1, 0] and pipe.interrupt
+    sample(pipe, semantic_map, num_inference_steps=2, callback_on_step_end=stop_after_two)
+    assert steps == [0, 1, 0, 0, 1] and not pipe.interrupt
+
+
+def test_timesteps_and_sigmas_are_those_of_the_scheduler(semantic_map):
+    pipe = tiny_pipeline(scheduler=diffusers.DDPMScheduler(clip_sample=False, **BETAS))
+    pipe.scheduler.set_timesteps(4)
+    expected = sample(pipe, semantic_map, ALL, num_inference_steps=4)
+    timesteps = pipe.scheduler.timesteps
+    for given in (timesteps, timesteps.tolist()):
+        np.testing.assert_array_equal(sample(pipe, semantic_map, ALL, timesteps=given), expected)
+    pipe = tiny_pipeline(scheduler=diffusers.EulerDiscreteScheduler(**BETAS))
+    seen = []
+
+    def watch(pipe, step, timestep, tensors):
+        seen.append(pipe.scheduler.sigmas.tolist())
+        return {}
+
+    sample(pipe, semantic_map, sigmas=[10.0, 4.0, 1.0, 0.0], callback_on_step_end=watch)
+    assert len(seen) == 3 and seen[0] == pytest.approx([10.0, 4.0, 1.0, 0.0], rel=1e-3)
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_threads_may_share_a_pipeline(semantic_map, scheduler):
+    """Each thread gets the picture of its own scale, seed and number of steps, however their steps alternate."""
+    pipe = tiny_pipeline()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    jobs = [(0, 1.0, 4), (1, 200.0, 6), (2, 50.0, 5)]
+
+    def make(job, callback=None):
+        seed, scale, steps = job
+        arguments = {"num_inference_steps": steps, "callback_on_step_end": callback}
+        return sample(pipe, semantic_map, ALL, seed, guidance_scale=scale, **arguments)
+
+    expected = [make(job) for job in jobs]
+    barrier = threading.Barrier(len(jobs))
+
+    def meet(pipeline, step, timestep, tensors):
+        if step < 4:
+            barrier.wait(timeout=600)  # a busy machine
+        return {}
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        made = list(pool.map(lambda job: make(job, meet), jobs))
+    for picture, alone in zip(made, expected, strict=True):
+        np.testing.assert_array_equal(picture, alone)
+    modules = (pipe.vae, *pipe.classifiers.values())
+    assert all(parameter.requires_grad for module in modules for parameter in module.parameters())
+
+
+def test_vae_slicing_and_tiling_have_their_switches(pipe):
+    pipe.enable_vae_slicing()
+    pipe.enable_vae_tiling()
+    assert pipe.vae.use_slicing and pipe.vae.use_tiling
+    pipe.disable_vae_slicing()
+    pipe.disable_vae_tiling()
+    assert not pipe.vae.use_slicing and not pipe.vae.use_tiling

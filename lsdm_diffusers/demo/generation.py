@@ -119,11 +119,12 @@ def sample(pipeline: LSDMGuidedPipeline, job: Job, guided: bool = True, on_step:
             on_step(index + 1, preview)
         return {}
 
+    features = [job.features] if guided and any(job.features) else None
     output: Any = pipe(
         job.semantic_map,
-        nodule_features=[job.features] if guided and any(job.features) else None,
+        nodule_features=features,
         num_inference_steps=job.num_inference_steps,
-        guidance_scale=job.guidance_scale,
+        guidance_scale=job.guidance_scale if features else 1.0,
         generator=torch.Generator().manual_seed(job.seed),
         output_type="hu",
         callback_on_step_end=after_step,

@@ -188,6 +188,8 @@ def sample_hu(
     """
     parameters = inspect.signature(pipe.__call__).parameters
     accepted = {name: value for name, value in call_arguments.items() if name in parameters}
+    if accepted.get("nodule_features") is None:
+        accepted.pop("guidance_scale", None)  # an unguided arm has none
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return pipe(list(semantic_maps), generator=generators, output_type="hu", **accepted).images
 

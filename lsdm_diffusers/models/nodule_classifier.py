@@ -138,7 +138,8 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
         timestep = timestep.reshape(-1).to(sample.device).expand(len(sample))
         embedding = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
         steps = [torch.tanh((channel - self.steps_at) / STEP_WIDTH) for channel in sample.split(1, dim=1)]
-        hidden_states = self.conv_in(torch.cat([sample, *steps], dim=1))
+        # `from_pretrained(dtype=...)` casts no buffer, so the steps may be of a wider type than the weights.
+        hidden_states = self.conv_in(torch.cat([sample, *steps], dim=1).to(sample.dtype))
         for block in self.down_blocks:
             hidden_states, _ = block(hidden_states, embedding)
         hidden_states = self.mid_block(hidden_states, embedding)
