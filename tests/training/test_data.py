@@ -2,10 +2,30 @@
 
 import numpy as np
 import pytest
+from datasets import load_dataset
 from PIL import Image
 
 from lsdm_diffusers.data.dataset import scaled_pixels, slice_pixels
-from lsdm_diffusers.training.data import crop_corner
+from lsdm_diffusers.training.data import crop_corner, open_splits
+
+
+@pytest.fixture
+def only_test(tmp_path, dataset):
+    load_dataset(str(dataset), split="train").to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    return str(tmp_path)
+
+
+def test_only_the_needed_splits_must_be_there(dataset, only_test):
+    assert open_splits(only_test, split="test", needed=[]).keys() == {"test"}
+    with pytest.raises(ValueError, match=r"has the splits \['test'\], but train and validation are needed"):
+        open_splits(only_test)
+    with pytest.raises(ValueError, match=r"has the splits \['test'\], but train is needed"):
+        open_splits(only_test, split="test", needed=["train"])
+    with pytest.raises(ValueError, match=r"--split is holdout, but one of \['test'\] is needed"):
+        open_splits(only_test, split="holdout", needed=[])
+    with pytest.raises(ValueError, match="--max_train_samples is 2, but the dataset .* has no split train"):
+        open_splits(only_test, max_train_samples=2, needed=[])
+    assert len(open_splits(str(dataset), max_train_samples=2)["train"]) == 2
 
 
 def test_half_of_the_crops_have_a_nodule_inside():
