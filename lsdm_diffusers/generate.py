@@ -4,14 +4,18 @@ Torch and diffusers take seconds to import, so the arguments are read and checke
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import os
 import re
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .ct_limits import DEFAULT_PIXEL_SPACING, check_pixel_spacing
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -27,10 +31,16 @@ examples:
   lsdm-generate --semantic_map my_map.png --malignancy malignant --spiculation 5 --guidance_scale 8 --output ct
   lsdm-generate --scheduler DDIMScheduler --num_inference_steps 50 --num_images 4 --seed 7 --output ct
 
-For each image: image-N.png (8 bit, -1024..800 HU), image-N.npy (int16 HU) and preview-N.png (map | lung window |
-soft-tissue window). Beside them: semantic_map.png and parameters.json. Not for clinical use.
+For each image, the files of --format: image-N.png (8 bit, -1024..800 HU), image-N.npy (int16 HU), image-N.nii.gz and
+image-N.dcm; and preview-N.png (map | lung window | soft-tissue window). Beside them: semantic_map.png and
+parameters.json.
+
+The shipped weights were trained on pixels of 0.5..1.0 mm, mostly about 0.7 mm. A map whose pixels are far from that
+gets a warning; resample it with nearest neighbours. Not for clinical use.
 """
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
+FORMATS = {"png": None, "npy": None, "nifti": "nibabel", "dicom": "pydicom"}  # and the library that is needed
+SPACING_TOLERANCE = 1e-3  # a spacing typed with three digits is the same as the file's
 PREVIEW_DPI = 110
 PREVIEW_INCHES = (15, 5.6)
 
@@ -84,6 +94,19 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     sampling.add_argument("--num_images", type=int, default=1, help="images of the map (default 1)")
     sampling.add_argument("--device", help="torch device; default: cuda where there is one, otherwise cpu")
     parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=FORMATS,
+        default=["png", "npy"],
+        help="formats of the slices; nifti and dicom need the extra demo (default: png npy)",
+    )
+    parser.add_argument(
+        "--pixel_spacing",
+        type=float,
+        help="edge of a pixel of the map in mm, which NIfTI and DICOM state; the weights expect about 0.7 (default: "
+        "what the map's PNG states, otherwise 0.7)",
+    )
+    parser.add_argument(
         "--output", type=Path, default=Path("lsdm-output"), help="folder for the results (default lsdm-output)"
     )
     return parser.parse_args(arguments)
@@ -114,11 +137,49 @@ def check_paths(semantic_map: str | None, checkpoint: str | None, output: Path) 
                 f"`--pretrained_model_name_or_path` is {checkpoint}, but that is neither a folder here nor the id "
                 "(owner/name) of a pipeline on the Hub."
             )
-    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    if not existing.is_dir():
-        raise ValueError(f"`--output` is {output}, but {existing} is a file, and a folder is needed.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"`--output` is {output}, but {existing} is not writable.")
+    check_writable(output)
+
+
+def check_writable(output: Path) -> None:
+    """Check that a file can be written in a folder, by writing one and removing it and each new folder again.
+
+    The permissions alone do not tell: the disk may be mounted read-only, and a name may be too long.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    missing: list[Path] = []
+    try:
+        for folder in (output, *output.absolute().parents):
+            if folder.exists():
+                break
+            missing.append(folder)
+        if not folder.is_dir():
+            raise ValueError(f"`--output` is {output}, but {folder} is a file, and a folder is needed.")
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise ValueError(f"`--output` is {output}, but no file can be written there: {error.strerror}.") from None
+    finally:
+        for folder in missing:  # the innermost first
+            if os.path.isdir(folder):  # unlike Path.is_dir, it is False for a name that is too long
+                folder.rmdir()
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Check that the library of each format is installed.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    for name in formats:
+        library = FORMATS[name]
+        if library is not None and importlib.util.find_spec(library) is None:
+            raise ValueError(
+                f'`--format` has {name}, but {library} is not installed; install it, or the extra "demo" of '
+                "lsdm_diffusers."
+            )
 
 
 def requested_features(args: argparse.Namespace) -> dict[str, str | float]:
@@ -188,6 +249,10 @@ def load_pipeline(checkpoint: str, scheduler: str | None, device: str | None) ->
         raise ValueError(f"`--device` is {device!r}, but a torch device such as cpu or cuda is needed.") from None
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"`--device` is {device!r}, but torch finds no CUDA device here.")
+    try:
+        torch.zeros(1, device=place).item()
+    except (RuntimeError, AssertionError):  # a type that this torch lacks, a number too high, or "meta"
+        raise ValueError(f"`--device` is {device!r}, but torch cannot use that device here.") from None
     pipe: LSDMGuidedPipeline = LSDMGuidedPipeline.from_pretrained(checkpoint).to(place)
     for module in (pipe.vae, *pipe.classifiers.values()):
         module.to(memory_format=torch.channels_last)  # makes guidance faster on a CPU
@@ -231,8 +296,14 @@ def preview(semantic_map: "np.ndarray", hu: "np.ndarray", title: str) -> "Figure
 
 
 def save_slices(
-    folder: Path, semantic_map: "np.ndarray", slices: "np.ndarray", titles: Sequence[str], parameters: dict[str, Any]
-) -> None:
+    folder: Path,
+    semantic_map: "np.ndarray",
+    slices: "np.ndarray",
+    titles: Sequence[str],
+    parameters: dict[str, Any],
+    formats: Sequence[str],
+    pixel_spacing: float,
+) -> list[Path]:
     """Write the map, each slice with its preview, and the parameters.
 
     Args:
@@ -241,24 +312,55 @@ def save_slices(
         slices: (N, H, W), int16, in HU.
         titles: of the previews.
         parameters: content of parameters.json.
+        formats: of the slices: "png" (8 bit, -1024..800 HU), "npy", "nifti" and "dicom".
+        pixel_spacing: edge of a pixel in mm, 0.1..5, for NIfTI and DICOM.
+
+    Returns:
+        The files.
     """
-    import numpy as np
     import PIL.Image
 
     from .hounsfield import grey_from_hu
+    from .io.export import export_ct
     from .semantic_map import semantic_map_image
 
     folder.mkdir(parents=True, exist_ok=True)
-    semantic_map_image(semantic_map).save(folder / "semantic_map.png")
+    files = []
+    exported = [name for name in dict.fromkeys(formats) if name != "png"]
     for index, (hu, title) in enumerate(zip(slices, titles, strict=True)):
-        PIL.Image.fromarray(grey_from_hu(hu)).save(folder / f"image-{index}.png")
-        np.save(folder / f"image-{index}.npy", hu)
-        preview(semantic_map, hu, title).savefig(folder / f"preview-{index}.png", dpi=PREVIEW_DPI)
-    (folder / "parameters.json").write_text(json.dumps(parameters, indent=1, default=str) + "\n")
+        if "png" in formats:
+            files.append(folder / f"image-{index}.png")
+            PIL.Image.fromarray(grey_from_hu(hu)).save(files[-1])
+        files += export_ct(hu, folder, f"image-{index}", exported, pixel_spacing).values()
+        files.append(folder / f"preview-{index}.png")
+        preview(semantic_map, hu, title).savefig(files[-1], dpi=PREVIEW_DPI)
+    files += [folder / "semantic_map.png", folder / "parameters.json"]
+    semantic_map_image(semantic_map).save(files[-2])
+    files[-1].write_text(json.dumps(parameters, indent=1, default=str) + "\n")
+    return files
 
 
-def generate(args: argparse.Namespace) -> int:
-    """Check the arguments, sample the slices and write them; returns how many there are.
+def map_pixel_spacing(path: str, pixel_spacing: float | None) -> float | None:
+    """Edge of a pixel of the map in mm, from `--pixel_spacing` or what the map's PNG states; None without both.
+
+    Raises:
+        ValueError: for an impossible value in the PNG, or another value than that of the argument.
+    """
+    from .io.map_upload import png_pixel_spacing
+
+    stated = png_pixel_spacing(path)
+    if pixel_spacing is None or stated is None:
+        return pixel_spacing or stated
+    if not math.isclose(pixel_spacing, stated, rel_tol=SPACING_TOLERANCE):
+        raise ValueError(
+            f"`--pixel_spacing` is {pixel_spacing:g}, but the file of the map states {stated:g}; leave the argument "
+            "out, or change the file's text pixel_spacing_mm."
+        )
+    return pixel_spacing
+
+
+def generate(args: argparse.Namespace) -> list[Path]:
+    """Check the arguments, sample the slices and write them; returns the files.
 
     Raises:
         ValueError, OSError: for a bad argument, before anything is written.
@@ -268,12 +370,16 @@ def generate(args: argparse.Namespace) -> int:
         raise ValueError(f"`--num_images` is {args.num_images}, but at least 1 is needed.")
     if args.num_inference_steps < 1:
         raise ValueError(f"`--num_inference_steps` is {args.num_inference_steps}, but at least 1 is needed.")
+    check_formats(args.format)
+    if args.pixel_spacing is not None:
+        check_pixel_spacing(args.pixel_spacing)
     features = requested_features(args)
 
     import diffusers
     import torch
 
     from .checkpoint import example_map, small_checkpoint
+    from .io.map_scale import scale_warning
     from .semantic_map import find_nodules, read_semantic_map
 
     map_path = args.semantic_map or example_map()
@@ -281,6 +387,11 @@ def generate(args: argparse.Namespace) -> int:
     semantic_map = read_semantic_map(map_path)
     if semantic_map.ndim != 2:
         raise ValueError(f"`--semantic_map` has shape {semantic_map.shape}, but one map (H, W) is needed.")
+    pixel_spacing = map_pixel_spacing(map_path, args.pixel_spacing)
+    warning = scale_warning(semantic_map, pixel_spacing)
+    if warning is not None:
+        print(f"lsdm-generate: warning: {warning}", file=sys.stderr)
+    pixel_spacing = pixel_spacing or DEFAULT_PIXEL_SPACING
     pipe = load_pipeline(checkpoint, args.scheduler, args.device)
     seeds = [args.seed + index for index in range(args.num_images)]
     slices: np.ndarray = pipe(
@@ -304,6 +415,7 @@ def generate(args: argparse.Namespace) -> int:
         "semantic_map": str(map_path),
         "pretrained_model_name_or_path": str(checkpoint),
         "device": str(pipe.device),
+        "pixel_spacing": pixel_spacing,
         "scheduler": scheduler,
         "scheduler_config": {
             name: str(value) if value in (math.inf, -math.inf) else value  # an infinite limit is no JSON number
@@ -318,18 +430,17 @@ def generate(args: argparse.Namespace) -> int:
         "seeds": seeds,
         "versions": {"lsdm_diffusers": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
     }
-    save_slices(args.output, semantic_map, slices, titles, parameters)
-    return len(slices)
+    return save_slices(args.output, semantic_map, slices, titles, parameters, args.format, pixel_spacing)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; `arguments` instead of those of the command line."""
     args = parse_args(arguments)
     try:
-        count = generate(args)
+        files = generate(args)
     except (ValueError, OSError) as error:
         raise SystemExit(f"lsdm-generate: {error}") from None
-    print(f"{count} slice(s) in {args.output}/: image-N.png, image-N.npy (HU), preview-N.png, parameters.json")
+    print("\n".join(str(file) for file in files))
 
 
 if __name__ == "__main__":

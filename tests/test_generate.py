@@ -1,5 +1,6 @@
 """The console command `lsdm-generate`."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import numpy as np
 import PIL.Image
 import pytest
+from PIL.PngImagePlugin import PngInfo
 
 from lsdm_diffusers import __version__
 from lsdm_diffusers.checkpoint import example_map
@@ -81,6 +83,10 @@ def test_same_seed_same_image_alone_or_with_others(arguments, tmp_path):
         (["--pretrained_model_name_or_path", "."], "has no model_index.json"),
         (["--scheduler", "FlowMatchEulerDiscreteScheduler"], "flow-matching"),
         (["--device", "abacus"], "'abacus'"),
+        (["--device", "gpu"], "`--device` is 'gpu', but a torch device such as cpu or cuda is needed"),
+        (["--device", "meta"], "`--device` is 'meta', but torch cannot use that device here"),
+        (["--device", "cuda:99"], "`--device` is 'cuda:99', but torch"),
+        (["--pixel_spacing", "9"], "`pixel_spacing` is 9.0, but the edge of a pixel of chest CT is 0.1..5 mm"),
     ],
 )
 def test_bad_arguments_end_in_one_sentence(arguments, tmp_path, extra, message):
@@ -94,6 +100,67 @@ def test_an_output_that_is_no_folder_is_named(arguments, tmp_path):
     for output in (tmp_path / "file", tmp_path / "file" / "inside"):
         with pytest.raises(SystemExit, match="file is a file, and a folder is needed"):
             main([*arguments, "--output", str(output)])
+
+
+def test_devices_and_outputs_are_checked_before_anything_is_loaded(arguments, tmp_path, monkeypatch):
+    def load(*_):
+        pytest.fail("the pipeline was loaded first")
+
+    monkeypatch.setattr("lsdm_diffusers.LSDMGuidedPipeline.from_pretrained", load)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="`--device` is 'cuda', but torch finds no CUDA device here"):
+        main([*arguments, "--device", "cuda"])
+    for output, reason in (("/proc/slices", "No such file"), (str(tmp_path / "new" / ("x" * 300)), "name too long")):
+        with pytest.raises(SystemExit, match=f"--output.*, but no file can be written there: .*{reason}"):
+            main([*arguments, "--output", output])
+    assert not (tmp_path / "new").exists()
+
+    def full(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)  # the permissions may allow what the disk does not
+    with pytest.raises(SystemExit, match="no file can be written there: Read-only file system"):
+        main(arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_format_without_its_library_is_refused(arguments, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="`--format` has dicom, but pydicom is not installed"):
+        main([*arguments, "--format", "png", "dicom"])
+
+
+def test_every_format_holds_the_slice_and_every_file_is_named(arguments, tmp_path, capsys):
+    nibabel, pydicom = pytest.importorskip("nibabel"), pytest.importorskip("pydicom")
+    formats = ["--format", "png", "npy", "nifti", "dicom"]
+    main([*arguments, *formats, "--num_images", "2", "--pixel_spacing", "0.8"])
+    out = tmp_path / "out"
+    printed = capsys.readouterr().out.split()
+    assert sorted(printed) == sorted(str(file) for file in out.iterdir()) and len(printed) == 2 * 5 + 2
+    hu = np.load(out / "image-1.npy")
+    volume, dicom = nibabel.load(out / "image-1.nii.gz"), pydicom.dcmread(out / "image-1.dcm")
+    np.testing.assert_array_equal(np.asarray(volume.dataobj)[:, :, 0].T, hu)
+    np.testing.assert_array_equal(dicom.pixel_array, hu)
+    assert volume.header.get_zooms()[:2] == pytest.approx((0.8, 0.8)) and list(dicom.PixelSpacing) == [0.8, 0.8]
+    assert json.loads((out / "parameters.json").read_text())["pixel_spacing"] == 0.8
+
+
+def test_formats_that_are_not_asked_for_are_not_written(arguments, tmp_path):
+    main([*arguments, "--format", "npy"])
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {"image-0.npy", "preview-0.png", "semantic_map.png", "parameters.json"}
+
+
+def test_the_spacing_that_the_map_states_is_taken_and_warned_of(arguments, tmp_path, semantic_map, capsys):
+    text = PngInfo()
+    text.add_text("pixel_spacing_mm", "1.4")
+    PIL.Image.fromarray(semantic_map).save(tmp_path / "map.png", pnginfo=text)
+    main(arguments)
+    errors = capsys.readouterr().err
+    assert "warning: A pixel of the map is 1.4 mm, but the weights were trained on pixels of 0.5..1 mm" in errors
+    assert json.loads((tmp_path / "out" / "parameters.json").read_text())["pixel_spacing"] == 1.4
+    with pytest.raises(SystemExit, match="`--pixel_spacing` is 0.7, but the file of the map states 1.4"):
+        main([*arguments, "--pixel_spacing", "0.7"])
 
 
 def test_wrong_words_end_in_one_line(capsys):

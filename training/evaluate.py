@@ -9,8 +9,8 @@ another model, seed or arm costs its own images only. An arm guides each nodule 
 pipeline without classifiers has the arm `none` only.
 
 The column `real slices` is the yardstick. Its distances (FID, KID, densities) are those to as many slices of training
-patients: what another set of patients costs. Its obedience is that of the real slices themselves: what the recomputing
-of labels and nodules costs.
+patients: what another set of patients costs. A dataset without such a split has no such distances. Its obedience is
+that of the real slices themselves: what the recomputing of labels and nodules costs.
 
 Writes `results.json`, `results.md`, `samples.png`, `nodules.png`, and `model-index-<model>.yml` for each model's card.
 """
@@ -43,7 +43,12 @@ from lsdm_diffusers.evaluation.images import (
 )
 from lsdm_diffusers.evaluation.metrics import EXTRACTORS, feature_extractor
 from lsdm_diffusers.evaluation.panels import panel_grid, show_hu, show_map
-from lsdm_diffusers.evaluation.slices import EvaluationSlice, evenly_spread, slices_with_nodules
+from lsdm_diffusers.evaluation.slices import (
+    EvaluationSlice,
+    evenly_spread,
+    slices_with_nodules,
+    yardstick_slices,
+)
 from lsdm_diffusers.evaluation.tables import markdown_table, write_json
 from lsdm_diffusers.evaluation.windows import centred_window
 from lsdm_diffusers.hub.publishing import evaluation_results
@@ -56,6 +61,7 @@ from lsdm_diffusers.training.data import add_data_arguments, open_splits
 UNGUIDED, ALL_FEATURES = "none", "all"
 ARMS = (UNGUIDED, *NODULE_FEATURES, ALL_FEATURES)
 REAL = "real slices"
+FEW_IMAGES = 2048  # features of Inception; FID's covariance of fewer images has no full rank (Heusel et al., 2017)
 DEPICTED_SLICES, DEPICTED_NODULES = 4, 8  # rows of samples.png and nodules.png
 TABLES = {  # title: {figure: whether lower or higher is better}
     "Whole slices (Table 5.1)": {
@@ -174,17 +180,26 @@ def summarise(by_seed: Sequence[Figures]) -> Summary:
 
 
 def open_data(args: argparse.Namespace) -> tuple[list[EvaluationSlice], list[EvaluationSlice], dict[str, str]]:
-    """The slices to evaluate, as many of other patients for the yardstick, and what identifies the data."""
+    """The slices to evaluate, as many of other patients for the yardstick, and what identifies the data.
+
+    There are no slices of other patients where the dataset has none, or too few for FID.
+    """
     dataset = args.dataset_name or args.train_data_dir
-    splits = open_splits(dataset, args.streaming, args.max_train_samples, args.seed, args.split)
+    splits = open_splits(dataset, args.streaming, args.max_train_samples, args.seed, args.split, needed=[])
     slices = slices_with_nodules(splits[args.split], args.max_samples)
-    others = slices_with_nodules(splits["validation" if args.split == "train" else "train"], len(slices))
-    if not slices or not others:
-        raise ValueError(f"the dataset {dataset} has a split without nodules, which cannot be evaluated.")
     if len(slices) < 2:
-        raise ValueError(f"--split {args.split} has {len(slices)} slice(s) to evaluate, but FID needs at least 2.")
-    if min(count_nodules(slices), count_nodules(others)) < 2:
-        raise ValueError(f"the maps of the dataset {dataset} show too few nodules, but FID needs at least 2.")
+        raise ValueError(
+            f"--split {args.split} of the dataset {dataset} has {len(slices)} slice(s) with nodules to evaluate, but "
+            "FID needs at least 2."
+        )
+    if count_nodules(slices) < 2:
+        raise ValueError(
+            f"the maps of --split {args.split} of the dataset {dataset} show {count_nodules(slices)} nodule(s), but "
+            "FID needs at least 2."
+        )
+    others = yardstick_slices(splits, args.split, len(slices))
+    if len(others) < 2 or count_nodules(others) < 2:
+        others = []
     return slices, others, data_identity(dataset, splits, args.split)
 
 
@@ -272,11 +287,43 @@ def metric_table(title: str, directions: Mapping[str, str], results: Mapping[str
     return f"## {title}\n\n{markdown_table(['', *results], rows)}\n"
 
 
-def report_text(results: Mapping[str, Summary], setting: str) -> str:
-    """Table 5.1 (whole slices), Table 5.2 (nodule crops), densities and obedience."""
-    note = f"`{REAL}`: distances to as many slices of other patients; obedience of the real slices themselves."
+def report_notes(results: Mapping[str, Summary], num_slices: int, num_nodules: int) -> list[str]:
+    """What a reader of the tables must know: what the yardstick is, why it may lose, and how far FID can be trusted.
+
+    Args:
+        results: of each method and of the real slices.
+        num_slices: how many slices FID and KID of whole slices compare.
+        num_nodules: how many crops FID and KID of nodules compare.
+    """
+    if "fid" in results[REAL]:
+        notes = [
+            f"`{REAL}`: distances to as many slices of other patients; obedience of the real slices themselves.",
+            "A model can have a lower `nodule_fid` than the real slices: its crops have the maps, and so the nodules, "
+            "of the slices that they are compared with, but the real crops are of other patients and other nodules.",
+        ]
+    else:
+        notes = [
+            f"`{REAL}`: obedience of the real slices themselves. Their distances to other patients are left out, "
+            "because the dataset has no other split with at least 2 slices and 2 nodules."
+        ]
+    notes.append(
+        "A model can have a higher `nodule_dice` than the real slices: it draws a nodule with the sharp outline of "
+        "the map, but readers draw the outline of a real one by eye, and a threshold of density finds another."
+    )
+    if min(num_slices, num_nodules) < FEW_IMAGES:
+        notes.append(
+            f"**Few images:** FID and KID compare {num_slices} slices and {num_nodules} nodule crops. With fewer than "
+            f"{FEW_IMAGES} images, as many as Inception has features, FID comes out too high, and the more so the "
+            "fewer they are; KID is right on average, but scatters. Compare only methods within these tables, which "
+            "have the same number of images, and do not compare with figures of other reports."
+        )
+    return notes
+
+
+def report_text(results: Mapping[str, Summary], setting: str, notes: Sequence[str]) -> str:
+    """Table 5.1 (whole slices), Table 5.2 (nodule crops), densities and obedience, after the notes on them."""
     tables = [metric_table(title, directions, results) for title, directions in TABLES.items()]
-    return "\n".join([f"{setting}.", "", note, "", *tables])
+    return "\n".join([f"{setting}.", "", *(f"{note}\n" for note in notes), *tables])
 
 
 def draw_pictures(folder: Path, slices: Sequence[EvaluationSlice], images: Mapping[str, Sequence[np.ndarray]]) -> None:
@@ -318,13 +365,19 @@ def draw_picture(
 
 
 def write_report(
-    args: argparse.Namespace, results: dict[str, Summary], setting: str, images_a_second: dict[str, float]
+    args: argparse.Namespace,
+    results: dict[str, Summary],
+    slices: Sequence[EvaluationSlice],
+    images_a_second: dict[str, float],
 ) -> None:
     """Write results.json, results.md and the entries of the models' cards; print the tables."""
     dataset = args.dataset_name or args.train_data_dir
     dataset_name = Path(dataset).name if Path(dataset).exists() else dataset
+    setting = describe_setting(args, slices)
+    notes = report_notes(results, len(slices), count_nodules(slices))
     content = {
         "setting": setting,
+        "notes": notes,
         "dataset": dataset_name,
         "split": args.split,
         "feature_extractor": args.feature_extractor,
@@ -337,7 +390,7 @@ def write_report(
             entries = evaluation_results(summary, dataset_name, args.split, setting)
             model_index = ModelCardData(model_name=method, eval_results=entries).to_yaml() + "\n"
             write_atomically(args.output_dir / f"model-index-{method.replace(' + ', '+')}.yml", model_index.encode())
-    text = report_text(results, setting)
+    text = report_text(results, setting, notes)
     write_atomically(args.output_dir / "results.md", text.encode())
     print(text)
 
@@ -351,12 +404,12 @@ def main() -> None:
             raise SystemExit(f"--{flag} is {getattr(args, flag)}, but at least 1 is needed.")
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     try:  # everything that can be wrong, before any image is made
-        extractor = feature_extractor(args.feature_extractor)
-        lpips = perceptual_distance("lpips" if args.lpips else "none")
         model_paths(args.pretrained_model_name_or_path)
         if args.scheduler:
             scheduler_class(args.scheduler)
         slices, others, identity = open_data(args)
+        extractor = feature_extractor(args.feature_extractor)
+        lpips = perceptual_distance("lpips" if args.lpips else "none")
         check_run(accelerator, args.output_dir, identity)
     except (RuntimeError, ValueError) as error:
         raise SystemExit(f"evaluate.py: {error}") from None
@@ -379,7 +432,7 @@ def main() -> None:
         results[method.name] = summarise(by_seed)
 
     draw_pictures(args.output_dir, slices, depicted)
-    write_report(args, results, describe_setting(args, slices), comparison.speed.images_a_second())
+    write_report(args, results, slices, comparison.speed.images_a_second())
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def main() -> None:
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     dataset = args.dataset_name or args.train_data_dir
     try:
-        splits = open_splits(dataset, max_train_samples=args.max_train_samples, seed=args.seed, split=args.split)
+        splits = open_splits(dataset, False, args.max_train_samples, args.seed, args.split, needed=[])
     except ValueError as error:
         raise SystemExit(str(error)) from None
     try:

@@ -492,7 +492,7 @@ def main() -> None:
         extractor, distance = feature_extractor(args.feature_extractor), perceptual_distance(args.perceptual)
         assert distance is not None  # `none` is no choice of this script
         pipe = open_pipeline(args.pretrained_model_name_or_path or small_checkpoint()).to(accelerator.device)
-        splits = open_splits(dataset, False, args.max_train_samples, args.seed, args.split)
+        splits = open_splits(dataset, False, args.max_train_samples, args.seed, args.split, needed=["train"])
         training, unseen = open_windows(args, splits)
         check_run(accelerator, args.output_dir, data_identity(dataset, splits, args.split))
     except (RuntimeError, ValueError) as error:

@@ -44,7 +44,12 @@ from lsdm_diffusers.evaluation.images import (
 )
 from lsdm_diffusers.evaluation.metrics import EXTRACTORS, feature_extractor, frechet_distance, image_features
 from lsdm_diffusers.evaluation.obedience import hu_by_label, hu_distances, label_dice, nodule_obedience
-from lsdm_diffusers.evaluation.slices import EvaluationSlice, pixels_from_hu, slices_with_nodules
+from lsdm_diffusers.evaluation.slices import (
+    EvaluationSlice,
+    pixels_from_hu,
+    slices_with_nodules,
+    yardstick_slices,
+)
 from lsdm_diffusers.evaluation.tables import format_estimate, markdown_table, write_json
 from lsdm_diffusers.io.atomic_write import write_atomically
 from lsdm_diffusers.training.data import add_data_arguments, open_splits
@@ -161,15 +166,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def open_data(args: argparse.Namespace) -> tuple[list[EvaluationSlice], list[EvaluationSlice], dict[str, str]]:
-    """The slices to sample, as many of other patients for the yardstick, and what identifies the data."""
+    """The slices to sample, as many of other patients for the yardstick (or none), and what identifies the data."""
     dataset = args.dataset_name or args.train_data_dir
-    splits = open_splits(dataset, args.streaming, args.max_train_samples, args.seed, args.split)
-    by_split = {}
-    for split in (args.split, "validation" if args.split == "train" else "train"):
-        by_split[split] = slices_with_nodules(splits[split], args.max_samples)
-        if not by_split[split]:
-            raise ValueError(f"the split {split} has no slices with nodules, which cannot be evaluated.")
-    slices, others = by_split.values()
+    splits = open_splits(dataset, args.streaming, args.max_train_samples, args.seed, args.split, needed=[])
+    slices = slices_with_nodules(splits[args.split], args.max_samples)
+    if not slices:
+        raise ValueError(f"the split {args.split} has no slices with nodules, which cannot be evaluated.")
+    others = yardstick_slices(splits, args.split, args.max_samples)
     return slices, others, data_identity(dataset, splits, args.split)
 
 
@@ -245,9 +248,10 @@ class Measurement:
         self.extractor, self.device = extractor.to(device), device
 
     def yardstick(self, others: Sequence[EvaluationSlice]) -> dict[str, dict[str, Any]]:
-        """Obedience of the real slices themselves, and their distances to slices of other patients."""
+        """Obedience of the real slices themselves, and their distances to slices of other patients, if any."""
         figures = self.slice_figures([real.hu for real in self.slices])
-        return {**self.summarise(figures), **self.set_figures(others, [other.hu for other in others])}
+        distances = self.set_figures(others, [other.hu for other in others]) if others else {}
+        return {**self.summarise(figures), **distances}
 
     def slice_figures(
         self, images: Sequence[np.ndarray], reference: Sequence[np.ndarray] | None = None
@@ -353,9 +357,12 @@ def differences_table(results: Mapping[str, Result]) -> str:
 
 
 def report_text(yardstick: Mapping[str, Any], results: Mapping[str, Result], setting: str, reference: int) -> str:
+    if "hu_distance" in yardstick:
+        distances = "HU distance and FID to as many slices of other patients"
+    else:
+        distances = "no HU distance and FID, because the dataset has no slices with nodules of other patients"
     lines = [
-        f"{setting}. `{REAL}`: labels recomputed from the real slices; HU distance and FID to as many slices of other "
-        "patients.",
+        f"{setting}. `{REAL}`: labels recomputed from the real slices; {distances}.",
         f"Reference: own scheduler, {reference} steps, from the same noise.",
         "",
         figures_table(yardstick, results),

@@ -534,7 +534,7 @@ def main() -> None:
         missing = [feature for feature in args.features if feature not in guidable_features(pipe)]
         if missing:
             raise ValueError(f"--features has {missing[0]}, but the pipeline has no {missing[0]}_classifier.")
-        splits = open_splits(dataset, False, args.max_train_samples, args.seed, args.split)
+        splits = open_splits(dataset, False, args.max_train_samples, args.seed, args.split, needed=["train"])
         windows, tested = open_windows(args, splits)
         check_run(accelerator, args.output_dir, data_identity(dataset, splits, args.split))
     except (RuntimeError, ValueError) as error:

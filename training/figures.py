@@ -97,7 +97,7 @@ def open_source(args: argparse.Namespace) -> FigureSource:
     """Open pipelines and data, before any image is made."""
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     dataset = args.dataset_name or args.train_data_dir
-    splits = open_splits(dataset, False, args.max_train_samples, args.seed, args.split)
+    splits = open_splits(dataset, False, args.max_train_samples, args.seed, args.split, needed=[])
     slices = slices_with_nodules(splits[args.split], args.num_maps)
     large = [
         window for window in nodule_windows(splits[args.split], args.window) if window.nodule.area >= args.min_area

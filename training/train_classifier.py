@@ -17,7 +17,7 @@ Scanner, reconstruction kernel and autoencoder change the density and sharpness 
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm.auto import tqdm
 
 from lsdm_diffusers import NoduleClassifier
-from lsdm_diffusers.data.dataset import nodule_crops
+from lsdm_diffusers.data.dataset import nodule_crops, rows_with_nodules
 from lsdm_diffusers.evaluation.agreement import rating_agreement
 from lsdm_diffusers.hounsfield import scaled_hu
 from lsdm_diffusers.hub.publishing import add_hub_arguments, open_model_repository, upload_model, write_model_card
@@ -200,6 +200,33 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
 
 
+def check_ratings(splits: Mapping[str, Dataset | IterableDataset], feature: str) -> None:
+    """Check the ratings of training and validation, before any image is decoded. A stream is checked as it is read.
+
+    Raises:
+        ValueError: for a split without nodules, or with a nodule without a rating 1..5.
+    """
+    for name in ("train", "validation"):
+        split = splits[name]
+        if isinstance(split, IterableDataset):
+            continue
+        ratings: list[float | None] = []
+        for nodules in rows_with_nodules(split)["nodules"]:
+            ratings += [nodule[feature] for nodule in nodules]
+        if not ratings:
+            raise ValueError(f"`--dataset_name` has no nodules in the split {name}, but rated ones are needed there.")
+        unrated = sum(not is_rating(rating) for rating in ratings)
+        if unrated:
+            raise ValueError(
+                f"`--dataset_name` has {unrated} of {len(ratings)} nodules in the split {name} without a rating 1..5 "
+                f"of {feature}, but each nodule needs one; only datasets of prepare_lidc.py have ratings."
+            )
+
+
+def is_rating(value: float | None) -> bool:
+    return value is not None and LOWEST_RATING <= value <= HIGHEST_RATING
+
+
 def rated_crops(split: Dataset | IterableDataset, feature: str) -> tuple[np.ndarray, np.ndarray]:
     """The nodule crops (N, 64, 64) of a split in [-1, 1], and the rating (N,) of each.
 
@@ -209,7 +236,7 @@ def rated_crops(split: Dataset | IterableDataset, feature: str) -> tuple[np.ndar
     crops, ratings = [], []
     for crop, nodule in tqdm(nodule_crops(split), desc="nodules", mininterval=5):
         rating = nodule[feature]
-        if rating is None or not LOWEST_RATING <= rating <= HIGHEST_RATING:
+        if not is_rating(rating):
             raise ValueError(f"`--dataset_name` has a nodule of {feature} {rating}, but a rating 1..5 is needed.")
         crops.append(crop)
         ratings.append(rating)
@@ -351,6 +378,9 @@ def main() -> None:
     try:
         run = TrainingRun(RunSettings.from_arguments(vars(args)))
         accelerator = run.accelerator
+        source = args.dataset_name or args.train_data_dir
+        dataset = open_splits(source, args.streaming, args.max_train_samples, args.seed)
+        check_ratings(dataset, args.feature)
         repository = open_model_repository(
             args.push_to_hub and accelerator.is_main_process,
             args.output_dir,
@@ -360,8 +390,6 @@ def main() -> None:
         )
         vae = AutoencoderKL.from_pretrained(args.pretrained_vae).requires_grad_(False).eval()
         vae.to(accelerator.device, memory_format=torch.channels_last)  # decodes faster on a CPU
-        source = args.dataset_name or args.train_data_dir
-        dataset = open_splits(source, args.streaming, args.max_train_samples, args.seed)
         pixels, ratings = rated_crops(dataset["train"], args.feature)
         validation_pixels, validation_ratings = rated_crops(dataset["validation"], args.feature)
         classifier = build_classifier(args)

@@ -1,4 +1,4 @@
-"""A picture of a prepared dataset: random slices with maps and outlines, and histograms of the ratings."""
+"""A picture of a prepared dataset: random slices with maps and outlines, and histograms of the ratings, if any."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def draw_report(output_dir: Path, num_slices: int = 8, seed: int = 0) -> Path:
         shard, row_in_shard = places[index]
         table = pq.read_table(shard).slice(row_in_shard, 1)
         _draw_slice(row, FEATURES.decode_example(table.to_pylist()[0]))
-    _draw_ratings(ratings_row, nodules, f"{len(places)} slices, {int(with_nodules.sum())} with nodules")
+    draw_ratings(ratings_row, nodules, f"{len(places)} slices, {int(with_nodules.sum())} with nodules")
     path = output_dir / "report.png"
     with part_file(path) as part:
         figure.savefig(part, dpi=DOTS_PER_INCH, format="png")
@@ -94,13 +94,14 @@ def _show_lung_window(axes: Axes, hu: np.ndarray) -> None:
     axes.imshow(hu, cmap="gray", vmin=centre - width / 2, vmax=centre + width / 2)
 
 
-def _draw_ratings(figure: SubFigure, nodules: list[list[dict[str, Any]]], title: str) -> None:
-    """A histogram of each rated feature, and the legend of the maps."""
+def draw_ratings(figure: Figure | SubFigure, nodules: list[list[dict[str, Any]]], title: str) -> None:
+    """The legend of the maps and, where nodules are rated, a histogram of each feature."""
     rated = {}
     for entries in nodules:
         rated.update({nodule["nodule_id"]: nodule for nodule in entries if nodule["malignancy"] is not None})
-    *histograms, legend = figure.subplots(1, len(NODULE_FEATURES) + 1)
-    for axes, name in zip(histograms, NODULE_FEATURES, strict=True):
+    features = NODULE_FEATURES if rated else ()
+    *histograms, legend = figure.subplots(1, len(features) + 1, squeeze=False)[0]
+    for axes, name in zip(histograms, features, strict=True):
         counts = np.bincount([int(nodule[name]) for nodule in rated.values()], minlength=HIGHEST_RATING + 1)
         axes.bar(RATINGS, counts[LOWEST_RATING:], color="slategray")
         axes.set_title(f"{name}, {len(rated)} nodules", fontsize=9)

@@ -82,12 +82,14 @@ class Comparison:
         return figures
 
     def yardstick(self, others: Sequence[EvaluationSlice]) -> Figures:
-        """The distances of the real slices to slices of other patients, and the obedience of the real slices."""
+        """The obedience of the real slices, and their distances to slices of other patients, if there are any."""
+        figures = obedience(self.slices, self.real)
+        if not others:
+            return figures
         other_images = [other.hu for other in others]
-        figures = density_distances(self.slices, others, other_images)
+        figures |= density_distances(self.slices, others, other_images)
         figures |= self.set_distances(self.real_pixels, self.pixels(others, other_images))
-        figures |= self.set_distances(self.real_crops, nodule_crops(others, other_images), "nodule_")
-        return figures | obedience(self.slices, self.real)
+        return figures | self.set_distances(self.real_crops, nodule_crops(others, other_images), "nodule_")
 
     def pixels(self, slices: Sequence[EvaluationSlice], images: Sequence[np.ndarray]) -> torch.Tensor:
         """Images in HU as the metrics take them, (N, 1, H, W), without the background where that was asked for."""

@@ -85,6 +85,24 @@ def slices_with_nodules(split: Dataset, max_slices: int | None = None) -> list[E
     return [read_slice(rows[index], index) for index in evenly_spread(len(rows), max_slices)]
 
 
+def yardstick_slices(
+    splits: Mapping[str, Dataset], split: str, max_slices: int | None = None
+) -> list[EvaluationSlice]:
+    """The slices of other patients whose distance to those of an evaluated split is the yardstick.
+
+    Args:
+        splits: of the dataset.
+        split: the evaluated one.
+        max_slices: at most this many, evenly spread over the other split; None for all.
+
+    Returns:
+        Slices of the split "train", or of "validation" where "train" itself is evaluated; an empty list if the
+        dataset lacks that split, or if the split lists no nodules.
+    """
+    name = "validation" if split == "train" else "train"
+    return slices_with_nodules(splits[name], max_slices) if name in splits else []
+
+
 def evenly_spread(length: int, limit: int | None = None) -> list[int]:
     """At most `limit` indices, evenly spread over 0..length - 1; all of them without a limit."""
     count = length if limit is None else min(length, limit)

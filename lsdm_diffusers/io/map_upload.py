@@ -261,3 +261,16 @@ def read_map_upload(
     if hu is not None:
         hu = _pad_to_multiple(hu, HU_MIN)
     return UploadedMap(padded, kind, spacing, " ".join(sentences), hu)
+
+
+def png_pixel_spacing(path: str | Path) -> float | None:
+    """Edge of a pixel in mm that a PNG states in its text "pixel_spacing_mm"; None without it, and for other files.
+
+    Raises:
+        ValueError: for an impossible spacing.
+    """
+    if Path(path).suffix.lower() != ".png":
+        return None
+    with PIL.Image.open(path) as image:
+        image.load()  # the text can follow the pixels
+        return _stated_pixel_spacing(image)

@@ -1,7 +1,7 @@
 """The data of the training scripts: the flags that name a dataset, its splits, rows of splits and streams, crops."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import count, islice
 from typing import Any
 
@@ -45,15 +45,17 @@ def open_splits(
     max_train_samples: int | None = None,
     seed: int = 0,
     split: str | None = None,
+    needed: Collection[str] = ("train", "validation"),
 ) -> dict[str, Any]:
-    """Open a dataset with the splits "train" and "validation".
+    """Open all splits of a dataset.
 
     Args:
         source: folder or Hub id.
         streaming: whether to read the rows as a stream.
         max_train_samples: number of rows that are kept of "train"; None keeps all.
         seed: which rows are kept of "train". A stream keeps the first ones.
-        split: name of another split that must be present.
+        split: what `--split` names; it must be present, too.
+        needed: names of the other splits that the script cannot do without.
 
     Returns:
         {split: `Dataset`}, or `IterableDataset` with `streaming`.
@@ -64,14 +66,21 @@ def open_splits(
     if max_train_samples is not None and max_train_samples < 1:
         raise ValueError(f"--max_train_samples is {max_train_samples}, but at least 1 is needed.")
     splits = load_dataset(source, streaming=streaming)
-    if not {"train", "validation"} <= splits.keys():
-        raise ValueError(f"The dataset {source} has the splits {sorted(splits)}, but train and validation are needed.")
+    if not set(needed) <= splits.keys():
+        verb = "is" if len(needed) == 1 else "are"
+        raise ValueError(
+            f"The dataset {source} has the splits {sorted(splits)}, but {' and '.join(needed)} {verb} needed."
+        )
     if split is not None and split not in splits:
         raise ValueError(f"--split is {split}, but one of {sorted(splits)} is needed.")
+    if max_train_samples is None:
+        return dict(splits)
+    if "train" not in splits:
+        raise ValueError(f"--max_train_samples is {max_train_samples}, but the dataset {source} has no split train.")
     train = splits["train"]
-    if max_train_samples is not None and streaming:
+    if streaming:
         train = train.take(max_train_samples)
-    elif max_train_samples is not None:
+    else:
         drawn = np.random.default_rng(seed).permutation(len(train))[:max_train_samples]
         train = train.select(np.sort(drawn))
     return {**splits, "train": train}

@@ -1,6 +1,7 @@
 """The evaluation through its command line: tables, arms, images made once."""
 
 import json
+import runpy
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from lsdm_diffusers.evaluation.metrics import paired_metrics
 from lsdm_diffusers.hounsfield import scaled_hu
 from lsdm_diffusers.labels import SemanticLabel
 
-from ..conftest import tiny_pipeline
+from ..conftest import TRAINING, tiny_pipeline
 from ..scripts.test_train import launch
 
 pytest.importorskip("torchmetrics", reason="torchmetrics (the extra eval) is not installed")
@@ -123,6 +124,53 @@ def test_a_split_of_any_name_without_its_table(tmp_path, train, dataset_with_tab
     assert report["results"]["ldm"]["psnr"]["mean"] == pytest.approx(expected["psnr"].mean().item(), abs=1e-5)
     with pytest.raises(SystemExit, match=r"has what was made with split test \(not validation\); take another folder"):
         train("evaluate.py", *common)
+
+
+@pytest.fixture
+def only_test(tmp_path, dataset):
+    """A dataset whose only split is "test", as preparing a single patient may give it."""
+    (tmp_path / "only-test").mkdir()
+    load_dataset(str(dataset), split="train").to_parquet(tmp_path / "only-test" / "test-00000-of-00001.parquet")
+    return tmp_path / "only-test"
+
+
+@pytest.mark.slow
+def test_one_split_is_enough_and_the_report_says_what_is_missing_and_uncertain(tmp_path, train, only_test, models):
+    common = ["--dataset_name", only_test, "--split", "test", "--feature_extractor", "efficientnet"]
+    common += ["--num_inference_steps", 1, "--pretrained_model_name_or_path", models[1]]
+    train("evaluate.py", *common, "--output_dir", tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert not results["real slices"].keys() & {"fid", "kid", "nodule_fid", "hu_distance"}
+    assert results["real slices"]["nodule_dice"]["mean"] > 0 and results["ldm"]["fid"]["mean"] > 0
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "left out, because the dataset has no other split" in text
+    assert "**Few images:** FID and KID compare 2 slices and 2 nodule crops. With fewer than 2048 images" in text
+    with pytest.raises(SystemExit, match="--max_train_samples is 3, but the dataset .* has no split train"):
+        train("evaluate.py", *common, "--output_dir", tmp_path / "other", "--max_train_samples", 3)
+
+
+def test_slices_without_nodules_are_refused_before_anything_is_loaded(tmp_path, train, only_test, models, monkeypatch):
+    rows = load_dataset(str(only_test), split="test")
+    rows = rows.map(lambda row: {"nodules": []}, features=rows.features)
+    rows.to_parquet(only_test / "test-00000-of-00001.parquet")
+
+    def load_extractor(name):
+        pytest.fail("the features were loaded first")
+
+    monkeypatch.setattr("lsdm_diffusers.evaluation.metrics.feature_extractor", load_extractor)
+    common = ["--dataset_name", only_test, "--split", "test", "--pretrained_model_name_or_path", models[1]]
+    with pytest.raises(SystemExit, match=r"--split test of the dataset .* has 0 slice\(s\) with nodules to evaluate"):
+        train("evaluate.py", *common, "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("has_others", [False, True])
+def test_notes_explain_why_real_slices_can_lose_and_when_there_are_enough_images(has_others):
+    notes_of = runpy.run_path(str(TRAINING / "evaluate.py"))["report_notes"]
+    results = {"real slices": {"fid": {"mean": 1.0}}} if has_others else {"real slices": {}}
+    few, many = (" ".join(notes_of(results, count, 4000)) for count in (2047, 2048))
+    assert "Few images" in few and "Few images" not in many
+    assert ("lower `nodule_fid`" in many) == has_others and "higher `nodule_dice`" in many
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from datasets import load_dataset
 
 from ..conftest import tiny_pipeline
 
@@ -51,6 +52,14 @@ def test_more_steps_come_nearer_to_the_reference(tmp_path, train, common):
     train("evaluate_steps.py", *common, "--schedulers", "DDIM", "DPM++")
     assert {file: file.stat().st_mtime_ns for file in images} == images
     assert json.loads((tmp_path / "steps" / "steps.json").read_text()) == report  # the seconds are kept, too
+
+
+def test_one_split_is_enough(tmp_path, train, dataset, common):
+    (tmp_path / "only-test").mkdir()
+    load_dataset(str(dataset), split="train").to_parquet(tmp_path / "only-test" / "test-00000-of-00001.parquet")
+    only_test = ["--dataset_name", tmp_path / "only-test", "--split", "test"]
+    train("evaluate_steps.py", *common, *only_test, "--num_inference_steps", 1, "--reference_steps", 2)
+    assert "no HU distance and FID, because" in next(tmp_path.rglob("steps.md")).read_text()
 
 
 @pytest.mark.parametrize(

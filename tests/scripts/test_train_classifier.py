@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import load_dataset
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
@@ -90,6 +91,32 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, train, dataset, vae):
     flags = ["--dataset_name", dataset, "--pretrained_vae", tmp_path / "vae", *SIZES[SCRIPT]]
     with pytest.raises(RuntimeError, match="The loss is nan at step 0; the last good checkpoint is in"):
         train(SCRIPT, *flags, "--max_train_steps", 2, "--output_dir", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("split", "nodules", "message"),
+    [
+        ("train", {"malignancy": None}, r"10 of 10 nodules in the split train without a rating 1..5 of malignancy"),
+        ("validation", {"malignancy": 0.0}, r"10 of 10 nodules in the split validation without a rating 1..5"),
+        ("validation", None, "no nodules in the split validation"),
+    ],
+)
+def test_a_classifier_needs_ratings_and_says_so_first(tmp_path, train, dataset, split, nodules, message):
+    def changed(row):
+        return {"nodules": [] if nodules is None else [entry | nodules for entry in row["nodules"]]}
+
+    splits = load_dataset(str(dataset))
+    splits[split] = splits[split].map(changed, features=splits[split].features)
+    if nodules is None:
+        splits[split] = splits[split].filter(lambda kind: kind != "nodule", input_columns="kind")
+    (tmp_path / "unrated").mkdir()
+    for name, rows in splits.items():
+        rows.to_parquet(tmp_path / "unrated" / f"{name}-00000-of-00001.parquet")
+    flags = [*SIZES["train_classifier.py"], "--dataset_name", tmp_path / "unrated"]
+    flags += ["--pretrained_vae", tmp_path / "none", "--output_dir", tmp_path / "out"]  # it is not even looked for
+    with pytest.raises(SystemExit, match=message):
+        train("train_classifier.py", *flags)
+    assert not (tmp_path / "out").exists()
 
 
 def test_jitter_changes_contrast_against_lung_and_sharpness():

@@ -58,6 +58,25 @@ def test_validation_slices_list_nodules_if_any_does(splits):
     assert len(validation_slices(without_nodules, 2)) == 2
 
 
+@pytest.fixture
+def only_test(tmp_path, dataset):
+    load_dataset(str(dataset), split="train").to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    return str(tmp_path)
+
+
+def test_only_the_needed_splits_must_be_there(dataset, only_test):
+    assert open_splits(only_test, split="test", needed=[]).keys() == {"test"}
+    with pytest.raises(ValueError, match=r"has the splits \['test'\], but train and validation are needed"):
+        open_splits(only_test)
+    with pytest.raises(ValueError, match=r"has the splits \['test'\], but train is needed"):
+        open_splits(only_test, split="test", needed=["train"])
+    with pytest.raises(ValueError, match=r"--split is holdout, but one of \['test'\] is needed"):
+        open_splits(only_test, split="holdout", needed=[])
+    with pytest.raises(ValueError, match="--max_train_samples is 2, but the dataset .* has no split train"):
+        open_splits(only_test, max_train_samples=2, needed=[])
+    assert len(open_splits(str(dataset), max_train_samples=2)["train"]) == 2
+
+
 def test_half_of_the_crops_have_a_nodule_inside():
     labels = np.full((96, 128), 4, np.uint8)
     labels[90, 5] = 7  # near a corner, which few random crops have

@@ -209,3 +209,9 @@ def test_settings_are_picked_out_of_the_flags_with_the_defaults_of_the_script():
     assert "Default: 7." in parser.format_help()
     with pytest.raises(SystemExit):
         parser.parse_args(["--output_dir", "run", "--lr_scheduler", "piecewise_constant"])
+
+
+def test_figures_are_printed_for_people():
+    figures = {"t20": {"auc_ge3": 0.81234567, "auc_ge4": math.nan}, "t50": {"mae": math.inf}, "psnr": 38.2}
+    text = figures_text("step 500:", figures)
+    assert text == "step 500: psnr 38.2\n  t20: auc_ge3 0.8123, auc_ge4 not measured\n  t50: mae not measured"
