@@ -1,7 +1,7 @@
 """Guide the nodules of one map in several directions, all from the same noise, and measure what changed.
 
     python examples/02_guide_nodules.py
-    python examples/02_guide_nodules.py --guidance_scale 8 --semantic_map my_map.png
+    python examples/02_guide_nodules.py --guidance_scale 4 --semantic_map my_map.png
 
 The scale s says how hard guidance pulls: 0 is off, 1 is Bayes' rule, more exaggerates. Texture changes the density of
 a nodule reliably. Malignancy guidance pleases mostly the classifier that it comes from: see docs/guides/guidance.md.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .ct_limits import DEFAULT_PIXEL_SPACING, check_pixel_spacing
+from .sampling_defaults import EXAGGERATED_SCALE, GUIDANCE_SCALE, NUM_STEPS
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
     from .pipeline_lsdm import LSDMGuidedPipeline
 
-EPILOG = """
+EPILOG = f"""
 examples:
   lsdm-generate --output ct
-  lsdm-generate --semantic_map my_map.png --malignancy malignant --spiculation 5 --guidance_scale 8 --output ct
+  lsdm-generate --semantic_map my_map.png --spiculation 5 --guidance_scale {GUIDANCE_SCALE:g} --output ct
   lsdm-generate --scheduler DDIMScheduler --num_inference_steps 50 --num_images 4 --seed 7 --output ct
 
 For each image, the files of --format: image-N.png (8 bit, -1024..800 HU), image-N.npy (int16 HU), image-N.nii.gz and
@@ -79,7 +80,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--guidance_scale",
         type=float,
         default=1.0,
-        help="strength of the guidance: 0 is off, 1 is Bayes' rule, more exaggerates (default 1)",
+        help=f"strength of the guidance: 0 is off, 1 is Bayes' rule, {GUIDANCE_SCALE:g} suits the shipped weights, "
+        f"{EXAGGERATED_SCALE:g} and more exaggerate (default 1)",
     )
     nodules.add_argument(
         "--guidance_order",
@@ -89,7 +91,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--scheduler", help="name of a diffusers scheduler class; default: the checkpoint's own")
-    sampling.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps (default 25)")
+    sampling.add_argument(
+        "--num_inference_steps", type=int, default=NUM_STEPS, help="denoising steps (default %(default)s)"
+    )
     sampling.add_argument("--seed", type=int, default=0, help="same seed, same image (default 0)")
     sampling.add_argument("--num_images", type=int, default=1, help="images of the map (default 1)")
     sampling.add_argument("--device", help="torch device; default: cuda where there is one, otherwise cpu")

@@ -35,13 +35,30 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; `arguments` in place of those of the command line."""
     args = parse_args(arguments)
+    print("Loading PyTorch, diffusers and Gradio ...", flush=True)
     from .page import build_demo, launch, load_pipeline  # gradio and torch take seconds, which --help does not need
 
     try:
+        print(f"Loading {args.pretrained_model_name_or_path or 'the small checkpoint of the package'} ...", flush=True)
         pipeline = load_pipeline(args.pretrained_model_name_or_path, args.device)
-        launch(build_demo(pipeline), server_name=args.server_name, server_port=args.server_port, share=args.share)
+        print("Starting the page ...", flush=True)
+        demo = build_demo(pipeline)
+        _, address, public_address = launch(
+            demo,
+            server_name=args.server_name,
+            server_port=args.server_port,
+            share=args.share,
+            quiet=True,  # gradio's own lines name arguments of `launch`, not flags of this command
+            prevent_thread_lock=True,
+        )
     except (ValueError, OSError) as error:
         raise SystemExit(f"lsdm-demo: {error}") from error
+    print(f"The page is at {address} until you press Ctrl+C.")
+    if public_address:
+        print(f"Everybody reaches it at {public_address} as well.", flush=True)
+    else:
+        print("`lsdm-demo --share` also makes a public link, through Gradio's servers.", flush=True)
+    demo.block_thread()
 
 
 if __name__ == "__main__":

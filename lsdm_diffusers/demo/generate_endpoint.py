@@ -4,6 +4,7 @@ import json
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -26,6 +27,7 @@ from .jobs import (
     make_jobs,
 )
 from .map_board import MAX_UPLOAD
+from .map_file import map_png
 from .request_limits import Uploads
 
 SampleJobs = Callable[[Sequence[Job], bool, str], Iterator[Progress | GeneratedSlice]]
@@ -41,7 +43,7 @@ nodules such as {{"malignancy": "malignant", "spiculation": 4}}, or a list with 
 keys malignancy ("benign", "malignant" or 1..5), lobulation, spiculation, texture (1..5). guidance_scale:
 0..{MAX_SCALE}, 0 is off. sampler: {", ".join(SAMPLERS)}. num_inference_steps: 1..{MAX_STEPS}. seed: 0 and up; the same
 seed gives the same slice. num_images: 1..{MAX_IMAGES}, with the seeds that follow. Returns the files of each slice
-(PNG in the lung window, .npy in HU) and the parameters."""
+(PNG in the lung window, .npy in HU), semantic_map.png (the map they were made from), and the parameters."""
 
 
 def read_features(text: str | None) -> Any:
@@ -109,7 +111,9 @@ def add_generate_endpoint(sample_jobs: SampleJobs, multiple: int, uploads: Uploa
                     parameters.append(
                         {**job.parameters(), "pixel_spacing_mm": job.pixel_spacing, "map": upload.message}
                     )
-                yield files, parameters  # gradio copies the files before the folder is removed
+                map_path = Path(folder) / "semantic_map.png"
+                map_path.write_bytes(map_png(jobs[0].semantic_map, jobs[0].pixel_spacing))
+                yield [*files, str(map_path)], parameters  # gradio copies the files before the folder is removed
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
 

@@ -10,6 +10,7 @@ import PIL.Image
 import torch
 
 from ..nodule_features import feature_target
+from ..sampling_defaults import GUIDANCE_SCALE, NUM_STEPS
 from ..semantic_map import find_nodules
 from ..version import __version__
 from .packed_array import MAX_EDGE
@@ -28,8 +29,8 @@ MAX_STEPS, MAX_IMAGES, MAX_SCALE = 200, 8, 64
 MAX_SEED = 2**32
 
 DEFAULT_SAMPLER = "DPM-Solver++"
-DEFAULT_STEPS = 20
-DEFAULT_SCALE = 16  # the effect shows clearly; 1 is Bayes' rule
+DEFAULT_STEPS = NUM_STEPS
+DEFAULT_SCALE = GUIDANCE_SCALE
 DEFAULT_SEED = 0
 DEFAULT_IMAGES = 1
 

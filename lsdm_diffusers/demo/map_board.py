@@ -12,7 +12,7 @@ import PIL.Image
 
 from ..ct_limits import PIXEL_SPACING_MM
 from ..io.map_upload import read_map_upload
-from ..io.nodule_stamp import DIAMETER_MM, SHAPES, stamp_nodule
+from ..io.nodule_stamp import DIAMETER_MM, SHAPES, NoduleDoesNotFit, stamp_nodule
 from ..labels import LABEL_NAMES, PALETTE, SemanticLabel
 from ..nodule_features import HIGHEST_RATING, NODULE_FEATURES
 from ..semantic_map import read_semantic_map
@@ -22,7 +22,23 @@ from .jobs import check_features
 from .packed_array import pack_array, unpack_array
 
 MAX_UPLOAD = 16 * 2**20  # bytes; a 1024x1024 slice of HU in float64 has half of it
+MAX_KEY = 80  # letters; it comes back with each slice
 MALIGNANCY_OF_LABEL = {SemanticLabel.NODULE_BENIGN: "benign", SemanticLabel.NODULE_MALIGNANT: "malignant"}
+
+
+def place_sentence(labels: np.ndarray, y: float, x: float, diameter_mm: float) -> str:
+    """Say to the person who clicked at row y and column x of a map (H, W) why no nodule can be there."""
+    height, width = labels.shape
+    row, column = min(max(round(y), 0), height - 1), min(max(round(x), 0), width - 1)
+    label = labels[row, column]
+    if label >= SemanticLabel.NODULE_BENIGN:
+        return "There is a nodule already. Click on a free place of a lung, the blue area."
+    if label != SemanticLabel.LUNG:
+        return "That place is outside the lungs. Click on a lung, the blue area."
+    return (
+        f"A nodule of {diameter_mm:g} mm does not fit there: most of it must lie in lung, all of it in the body, and "
+        "it must not touch another nodule. Take a smaller diameter, or click elsewhere."
+    )
 
 
 @answers_errors
@@ -37,15 +53,20 @@ def stamp(request: Request) -> Answer:
     """
     shape: Any = request.get("shape")
     malignancy: Any = request.get("malignancy")
-    stamped = stamp_nodule(
-        read_semantic_map(unpack_array(request.get("map"), "uint8")),
-        (number_entry(request, "y"), number_entry(request, "x")),
-        number_entry(request, "diameter_mm"),
-        number_entry(request, "pixel_spacing"),
-        shape=shape,
-        malignancy=malignancy,
-        seed=int(number_entry(request, "seed")),
-    )
+    labels = read_semantic_map(unpack_array(request.get("map"), "uint8"))
+    y, x, diameter_mm = (number_entry(request, name) for name in ("y", "x", "diameter_mm"))
+    try:
+        stamped = stamp_nodule(
+            labels,
+            (y, x),
+            diameter_mm,
+            number_entry(request, "pixel_spacing"),
+            shape=shape,
+            malignancy=malignancy,
+            seed=int(number_entry(request, "seed")),
+        )
+    except NoduleDoesNotFit as error:
+        raise ValueError(place_sentence(labels, y, x, diameter_mm)) from error
     return {"map": pack_array(stamped)}
 
 
@@ -87,6 +108,11 @@ def read_board(value: Any) -> tuple[np.ndarray, float, list[dict[str, Any]]]:
     return semantic_map, number_entry(value, "pixel_spacing"), check_features(value.get("features"), semantic_map)
 
 
+def board_key(value: Any) -> str:
+    """The key that a `map_board` gives its map: another map has another key."""
+    return str(value.get("key"))[:MAX_KEY] if isinstance(value, dict) else ""
+
+
 def label_properties() -> list[dict[str, Any]]:
     """Name and colour of each label, for the browser."""
     return [{"name": name, "colour": colour.tolist()} for name, colour in zip(LABEL_NAMES, PALETTE, strict=True)]
@@ -105,7 +131,8 @@ def read_example(title: str, path: Path) -> dict[str, Any]:
 def map_board(**arguments: Any) -> gr.HTML:
     """Make the board.
 
-    Its value is {"map": packed labels, "pixel_spacing": mm, "features": a dict for each nodule, or None}.
+    Its value is {"map": packed labels, "key": text that tells maps apart, "pixel_spacing": mm, "features": a dict for
+    each nodule, or None}.
 
     Args:
         arguments: those of every gradio component, such as `elem_id`.

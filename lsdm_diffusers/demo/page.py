@@ -1,7 +1,6 @@
 """The page: a board to draw the semantic map on, the generated slices beside it, and the events between them."""
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -14,6 +13,8 @@ from starlette.middleware import Middleware
 
 from ..checkpoint import small_checkpoint
 from ..pipeline_lsdm import LSDMGuidedPipeline
+from ..sampling_defaults import EXAGGERATED_SCALE, GUIDANCE_SCALE
+from .browser_calls import static_text
 from .generate_endpoint import add_generate_endpoint
 from .generation import GeneratedSlice, Progress, Stopped, run
 from .jobs import (
@@ -23,15 +24,15 @@ from .jobs import (
     DEFAULT_SEED,
     DEFAULT_STEPS,
     MAX_IMAGES,
-    MAX_SCALE,
     SAMPLERS,
     SIZES,
     Job,
     make_jobs,
     with_malignancy,
 )
-from .map_board import MAX_UPLOAD, map_board, read_board
+from .map_board import MAX_UPLOAD, board_key, map_board, read_board
 from .request_limits import RequestLimit, Uploads
+from .runs import Runs
 from .slice_viewer import slice_value, slice_viewer, viewer_value
 
 try:
@@ -47,29 +48,17 @@ except ImportError:
 
 TITLE = "Synthetic lung CT from a drawing"
 NOTICE = '<p class="notice">Synthetic images for research and teaching. <strong>Not for clinical use.</strong></p>'
+EXAGGERATED = (
+    f'<p class="exaggerated" role="status">From {EXAGGERATED_SCALE:g} on nodules grow into blobs, shrink or vanish, '
+    "and the slice leaves the range of real ones.</p>"
+)
 SIZE_OF_MAP = "as the map"
-MAX_SLIDER_STEPS = 100  # a longer slider would be hard to set; the API takes more
+MAX_SLIDER_STEPS, MAX_SLIDER_SCALE = 100, 16  # longer sliders would be hard to set; the API takes more
 QUEUE_SIZE = 24  # requests that may wait; the next one is asked to come back
 CONCURRENCY = 4  # events of the page that run at the same time; sampling runs one at a time
 SESSIONS_KEPT = 200
 FILE_CHECK_SECONDS, FILE_LIFETIME_SECONDS = 60, 600  # how often files of the API are looked at, and how long they stay
 MAX_REQUEST = 2 * MAX_UPLOAD  # bytes; base64 and JSON make an upload larger by a third
-CSS = """
-.gradio-container .main { max-width: 1480px !important; padding: 14px 24px !important; }
-.gradio-container .html-container { padding: 0 !important; }
-.page-header { display: flex; flex-wrap: wrap; gap: 8px 24px; align-items: center; justify-content: space-between; }
-.page-header h1 { margin: 0; font-size: 24px; font-weight: 700; }
-.notice { margin: 0; background: #fffbeb; border: 1px solid #fcd34d; color: #78350f; border-radius: 8px;
-  padding: 6px 14px; font-size: 14px; }
-.notice strong { color: #78350f; }
-.dark .notice { margin: 0; background: #451a03; border-color: #92400e; color: #fde68a; }
-.dark .notice strong { color: #fde68a; }
-.actions button { min-height: 46px; }
-@media (max-width: 640px) {
-  .page-header h1 { font-size: 20px; }
-  .gradio-container .main { padding: 10px 14px !important; }
-}
-"""
 THEME = gr.themes.Base(
     primary_hue="blue",
     neutral_hue="slate",
@@ -85,28 +74,6 @@ SAMPLING_EVENT: dict[str, Any] = {
     "show_progress": "hidden",
 }
 QUICK_EVENT: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-
-
-class Runs:
-    """The events that stop running samplings, one for each session."""
-
-    def __init__(self) -> None:
-        self._stops: dict[str, threading.Event] = {}
-
-    def start(self, session: str) -> threading.Event:
-        """Remember a run of the session; returns the event that stops it."""
-        stop = self._stops[session] = threading.Event()
-        return stop
-
-    def end(self, session: str, stop: threading.Event) -> None:
-        """Forget a run that has ended, unless the session has started another one."""
-        if self._stops.get(session) is stop:
-            del self._stops[session]
-
-    def stop(self, session: str) -> None:
-        """Stop the run of the session, if it has one."""
-        if session in self._stops:
-            self._stops[session].set()
 
 
 class Settings(NamedTuple):
@@ -138,17 +105,24 @@ def add_buttons() -> Buttons:
         )
 
 
+def show_exaggerated(guidance_scale: Any) -> Any:
+    """Show the warning of a guidance scale at which slices are not like real ones, or hide it."""
+    return gr.update(visible=isinstance(guidance_scale, (int, float)) and guidance_scale >= EXAGGERATED_SCALE)
+
+
 def add_settings() -> tuple[Settings, gr.Checkbox]:
     """Add the settings panel to the `gr.Blocks` being built; the checkbox asks for slices without guidance, too."""
     with gr.Accordion("Settings", open=False):
         guidance_scale = gr.Slider(
             0,
-            MAX_SCALE,
+            MAX_SLIDER_SCALE,
             DEFAULT_SCALE,
-            step=1,
+            step=0.5,
             label="Guidance scale",
-            info="0: off, 1: Bayes' rule, more exaggerates",
+            info=f"0: off, 1: Bayes' rule, {GUIDANCE_SCALE:g}: recommended, from {EXAGGERATED_SCALE:g}: exaggerates",
         )
+        exaggerated = gr.HTML(EXAGGERATED, visible=False, apply_default_css=False)
+        guidance_scale.change(show_exaggerated, guidance_scale, exaggerated, **QUICK_EVENT)
         with gr.Row():
             steps = gr.Slider(1, MAX_SLIDER_STEPS, DEFAULT_STEPS, step=1, label="Steps", info="more: finer and slower")
             sampler = gr.Dropdown(
@@ -156,13 +130,13 @@ def add_settings() -> tuple[Settings, gr.Checkbox]:
             )
         with gr.Row():
             seed = gr.Number(
-                DEFAULT_SEED, precision=0, minimum=0, label="Seed", info="same seed, same slice", min_width=100
+                DEFAULT_SEED, precision=0, minimum=0, label="Seed", info="same seed, same slice", min_width=140
             )
             images = gr.Slider(
-                1, MAX_IMAGES, DEFAULT_IMAGES, step=1, label="Images", info="with the seeds that follow", min_width=100
+                1, MAX_IMAGES, DEFAULT_IMAGES, step=1, label="Images", info="with the seeds that follow", min_width=140
             )
             size = gr.Dropdown(
-                [SIZE_OF_MAP, *SIZES], value=SIZE_OF_MAP, label="Size", info="pixels of the longer edge", min_width=100
+                [SIZE_OF_MAP, *SIZES], value=SIZE_OF_MAP, label="Size", info="pixels of the longer edge", min_width=140
             )
         with_unguided = gr.Checkbox(label="Also without guidance, for the difference (takes twice as long)")
     return Settings(guidance_scale, sampler, steps, seed, images, size), with_unguided
@@ -221,10 +195,6 @@ def shown_values(busy: bool, **viewer: Any) -> tuple[Any, ...]:
     )
 
 
-def show_waiting() -> tuple[Any, ...]:
-    return shown_values(True, progress=Progress(0, "Waiting for a free place"))
-
-
 def show_cancelled() -> tuple[Any, ...]:
     return shown_values(False, message="Cancelled.")
 
@@ -247,6 +217,10 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
     """
     multiple = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
     runs = Runs()
+
+    def show_start() -> tuple[Any, ...]:
+        text = "Waiting until the slices before yours are made" if len(runs) else "Starting"
+        return shown_values(True, progress=Progress(0, text))
 
     @GPU
     def sample_jobs(jobs: Sequence[Job], with_unguided: bool, session: str) -> Iterator[Progress | GeneratedSlice]:
@@ -275,7 +249,7 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
                 if isinstance(update, Progress):
                     yield shown_values(True, slices=slices, compare=compare, progress=update)
                 else:
-                    slices.append(slice_value(update))
+                    slices.append(slice_value(update, board_key(board)))
             yield shown_values(False, slices=slices, compare=compare)
         except Stopped:
             yield show_cancelled()
@@ -307,7 +281,7 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
         runs_to_cancel = []
         for button, compare in ((buttons.generate, False), (buttons.compare, True)):
             inputs = [board, *settings, with_unguided, gr.State(compare)]
-            sampling = button.click(show_waiting, None, shown, **QUICK_EVENT).then(
+            sampling = button.click(show_start, None, shown, **QUICK_EVENT).then(
                 show_slices, inputs, shown, **SAMPLING_EVENT
             )
             sampling.failure(show_failure, None, shown, **QUICK_EVENT)
@@ -332,7 +306,7 @@ def launch(demo: gr.Blocks, **arguments: Any) -> Any:
     limit = Middleware(RequestLimit, max_bytes=MAX_REQUEST, uploads=uploads)
     defaults = {
         "theme": THEME,
-        "css": CSS,
+        "css": static_text("page.css"),
         "max_file_size": MAX_UPLOAD,
         "state_session_capacity": SESSIONS_KEPT,
         "app_kwargs": {"middleware": [limit]},

@@ -14,6 +14,7 @@ from ..semantic_map import find_nodules
 from .browser_calls import Answer, Request, answers_errors, number_entry, static_text
 from .generation import GeneratedSlice, Progress
 from .map_board import label_properties
+from .map_file import map_png
 from .packed_array import pack_array, unpack_array
 
 
@@ -22,7 +23,8 @@ def export_slice(request: Request) -> Answer:
     """Convert a slice to a file; the server keeps nothing of it.
 
     Args:
-        request: {"hu", "format", "name", "pixel_spacing", "window", "parameters"}.
+        request: {"hu", "map", "format", "name", "pixel_spacing", "window", "parameters"}. The format is one of
+            `export_ct`, or "map" for a palette PNG of the map.
 
     Returns:
         {"name", "data"}, the data in base64.
@@ -31,21 +33,31 @@ def export_slice(request: Request) -> Answer:
     if not isinstance(parameters, dict):
         raise ValueError("The parameters of the slice are missing.")
     window: Any = request.get("window")
+    pixel_spacing = number_entry(request, "pixel_spacing")
+    map_name = f"{request.get('name')}-map.png"
+    if request.get("format") == "map":
+        content = map_png(unpack_array(request.get("map"), "uint8"), pixel_spacing)
+        return {"name": map_name, "data": base64.b64encode(content).decode()}
     with tempfile.TemporaryDirectory() as folder:
         (path,) = export_ct(
             unpack_array(request.get("hu"), "int16"),
             folder,
             str(request.get("name")),
             formats=[str(request.get("format"))],
-            pixel_spacing=number_entry(request, "pixel_spacing"),
+            pixel_spacing=pixel_spacing,
             window=window,
-            parameters=parameters,
+            parameters={**parameters, "semantic_map": map_name},
         ).values()
         return {"name": path.name, "data": base64.b64encode(path.read_bytes()).decode()}
 
 
-def slice_value(generated: GeneratedSlice) -> dict[str, Any]:
-    """A slice as the viewer takes it."""
+def slice_value(generated: GeneratedSlice, map_key: str) -> dict[str, Any]:
+    """A slice as the viewer takes it.
+
+    Args:
+        generated: the slice.
+        map_key: key of the board's map that it was made from; the viewer marks slices of an earlier map.
+    """
     job = generated.job
     nodules = [
         {"yx": nodule.centroid_yx, "diameter": 2 * float(np.sqrt(nodule.area / np.pi))}  # of a disc of that area
@@ -56,6 +68,7 @@ def slice_value(generated: GeneratedSlice) -> dict[str, Any]:
         "title": job.title,
         "hu": pack_array(generated.hu),
         "map": pack_array(job.semantic_map),
+        "mapKey": map_key,
         "unguided": None if generated.unguided_hu is None else pack_array(generated.unguided_hu),
         "pixelSpacing": job.pixel_spacing,
         "nodules": nodules,

@@ -20,6 +20,10 @@ SMOOTH_WAVES = {2: 0.08, 3: 0.03}
 SPICULATED_CORE_WAVES = {2: 0.08, 3: 0.06, 5: 0.05, 7: 0.04}
 
 
+class NoduleDoesNotFit(ValueError):
+    """There is no room for the nodule at its place: the edge, the body, the lungs or another nodule are in the way."""
+
+
 def _wavy_outline(angle: np.ndarray, amplitudes: dict[int, float], generator: np.random.Generator) -> np.ndarray:
     """Radius at each angle of a closed outline with waves of random phase."""
     phases = generator.uniform(0, 2 * np.pi, len(amplitudes))
@@ -85,7 +89,7 @@ def _check_arguments(
     y, x = centre_yx
     height, width = labels.shape
     if not (0 <= y <= height - 1 and 0 <= x <= width - 1):
-        raise ValueError(f"`centre_yx` is ({y:g}, {x:g}), outside the map of {height}x{width} pixels.")
+        raise NoduleDoesNotFit(f"`centre_yx` is ({y:g}, {x:g}), outside the map of {height}x{width} pixels.")
 
 
 def _check_place(
@@ -110,15 +114,15 @@ def _check_place(
     for number, neighbour in enumerate(find_nodules(labels), start=1):
         if touched[neighbour.mask(labels.shape)].any():
             neighbour_y, neighbour_x = neighbour.centroid_yx
-            raise ValueError(
+            raise NoduleDoesNotFit(
                 f"The nodule at ({y:g}, {x:g}) would touch nodule {number} of the map "
                 f"({LABEL_NAMES[neighbour.label]}) at ({neighbour_y:.0f}, {neighbour_x:.0f})."
             )
     if not binary_fill_holes(labels != SemanticLabel.BACKGROUND)[nodule].all():
-        raise ValueError(f"The nodule at ({y:g}, {x:g}), on {label_at_centre}, would reach outside the body.")
+        raise NoduleDoesNotFit(f"The nodule at ({y:g}, {x:g}), on {label_at_centre}, would reach outside the body.")
     share_in_lung = (labels[core] == SemanticLabel.LUNG).mean()
     if share_in_lung < MIN_SHARE_IN_LUNG:
-        raise ValueError(
+        raise NoduleDoesNotFit(
             f"{share_in_lung:.0%} of the nodule at ({y:g}, {x:g}), on {label_at_centre}, would lie in lung, "
             "but at least half of it must."
         )
@@ -151,8 +155,9 @@ def stamp_nodule(
         `uint8` labels, (H, W).
 
     Raises:
-        ValueError: for a value outside these ranges, and where the nodule would leave the frame or the body, lie
-            mostly outside the lungs, or touch another nodule, which is named.
+        ValueError: for a value outside these ranges.
+        NoduleDoesNotFit: a ValueError, where the nodule would leave the frame or the body, lie mostly outside the
+            lungs, or touch another nodule, which is named.
 
     Example:
         >>> labels = np.full((64, 64), 4, dtype=np.uint8)
@@ -188,7 +193,7 @@ def stamp_nodule(
 
     inside_frame = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     if not inside_frame[nodule].all():
-        raise ValueError(
+        raise NoduleDoesNotFit(
             f"`centre_yx` is ({y:g}, {x:g}), too near to the edge of the map for a nodule of {diameter_mm:g} mm."
         )
     nodule_pixels = rows[nodule], columns[nodule]

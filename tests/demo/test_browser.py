@@ -1,15 +1,18 @@
 """The page in Chromium: draw, place nodules, generate, switch windows, compare, download, cancel, wrong input."""
 
+import io
 import json
 import shutil
 
 import numpy as np
+import PIL.Image
 import pytest
 
 pytest.importorskip("gradio", reason="needs the extra `demo`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra `dev`)")
 
 from lsdm_diffusers.hounsfield import WINDOWS, apply_window  # noqa: E402
+from lsdm_diffusers.semantic_map import read_semantic_map  # noqa: E402
 from tests.page_server import served, small_map, write_map  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
@@ -57,13 +60,16 @@ def page(browser, url, map_file):
 
 
 def open_page(browser, url, **size):
-    page = browser.new_page(viewport={"width": size["width"], "height": 1000}, accept_downloads=True)
+    page = browser.new_page(viewport={"height": 1000, **size}, accept_downloads=True)
     page.problems = []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on(
-        "request",
-        lambda request: None if request.url.startswith((url, "data:", "blob:")) else page.problems.append(request.url),
-    )
+    server = url.split("/?")[0]
+
+    def note_other_servers(request):
+        if not request.url.startswith((server, "data:", "blob:")):
+            page.problems.append(request.url)
+
+    page.on("request", note_other_servers)
     page.set_default_timeout(WAIT)
     page.goto(url)
     page.wait_for_selector("#board .nodules > *")
@@ -127,6 +133,57 @@ def test_phone_has_one_column_and_no_sideways_scroll(browser, url):
     assert viewer["y"] >= board["y"] + board["height"]
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()
+
+
+def test_phone_has_its_buttons_in_sight_and_whole_settings(browser, url):
+    page = open_page(browser, url, width=390, height=844)
+    for button in ("#generate", "#compare"):
+        box = page.locator(button).bounding_box()
+        assert box["y"] + box["height"] <= 844 and box["x"] >= 0 and box["x"] + box["width"] <= 390
+    page.get_by_text("Settings", exact=True).click()
+    size = page.get_by_label("Size")
+    assert size.evaluate("(field) => field.scrollWidth <= field.clientWidth") and size.input_value() == "as the map"
+    page.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_ticked_box_is_seen_in_both_themes(browser, url, theme):
+    page = open_page(browser, f"{url}/?__theme={theme}", width=1440)
+    box = page.locator("#viewer .overlay")
+    box.check()
+    pixels = np.asarray(PIL.Image.open(io.BytesIO(box.screenshot())).convert("RGB")).astype(int)
+    blue = pixels[..., 2] - pixels[..., 0] > 60
+    assert blue.mean() > 0.3  # the box has the accent colour, with a white tick in it
+    page.close()
+
+
+def test_a_difference_says_what_it_is_and_a_slice_of_an_earlier_map_is_marked(page, tmp_path):
+    page.get_by_label("Also without guidance").check()
+    generate(page)
+    assert page.locator("#viewer .scale").is_hidden() and page.locator("#viewer .earlier").is_hidden()
+    page.locator("#viewer .difference").check()
+    assert page.locator("#viewer figcaption").inner_text() == "guided minus unguided"
+    scale = page.locator("#viewer .scale").inner_text()
+    assert "\u2212250 HU" in scale and "+250 HU" in scale
+    with page.expect_download() as download:
+        page.locator("#viewer [data-format=map]").click()
+    download.value.save_as(tmp_path / "map.png")
+    assert (read_semantic_map(tmp_path / "map.png") == small_map()).all()
+    generate(page, "#compare")
+    page.locator("#viewer .difference").check()
+    assert page.locator("#viewer figcaption").all_inner_texts() == ["benign, seed 0", "malignant minus benign, seed 0"]
+    page.locator("#board .nodule").get_by_text("Remove").click()
+    page.locator("#viewer .earlier", has_text="The map has changed").wait_for()
+    page.locator("#board [data-action=undo]").click()
+    page.locator("#viewer .earlier").wait_for(state="hidden")
+
+
+def test_a_strong_scale_is_warned_of(page):
+    warning = page.locator(".exaggerated")
+    assert warning.count() == 0 or warning.is_hidden()
+    page.get_by_label("number input for Guidance scale").fill("8")
+    page.get_by_label("number input for Guidance scale").press("Tab")
+    warning.wait_for()
 
 
 def test_draw_erase_undo(page):

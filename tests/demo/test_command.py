@@ -25,15 +25,33 @@ assert not [name for name in {HEAVY} if name in sys.modules]
     assert "--server_port" in run.stdout
 
 
-def test_the_page_gets_what_the_command_line_says(monkeypatch):
+class Demo:
+    """In place of gradio's page, which would serve until it is stopped."""
+
+    def block_thread(self):
+        pass
+
+
+@pytest.mark.parametrize("public", [None, "https://x.gradio.live"])
+def test_the_page_gets_what_the_command_line_says(monkeypatch, capsys, public):
     page = pytest.importorskip("lsdm_diffusers.demo.page", reason="needs the extra `demo`")
     calls = {}
     monkeypatch.setattr(page, "load_pipeline", lambda path, device: calls.setdefault("load", (path, device)))
-    monkeypatch.setattr(page, "build_demo", lambda pipeline: "demo")
-    monkeypatch.setattr(page, "launch", lambda demo, **arguments: calls.setdefault("launch", arguments))
+    monkeypatch.setattr(page, "build_demo", lambda pipeline: Demo())
+
+    def launch(demo, **arguments):
+        calls["launch"] = arguments
+        return "app", "http://127.0.0.1:8000/", public
+
+    monkeypatch.setattr(page, "launch", launch)
     command.main(["--pretrained_model_name_or_path", "user/lsdm", "--server_port", "8000", "--device", "cpu"])
     assert calls["load"] == ("user/lsdm", "cpu")
-    assert calls["launch"] == {"server_name": "127.0.0.1", "server_port": 8000, "share": False}
+    expected = {"server_name": "127.0.0.1", "server_port": 8000, "share": False}
+    assert calls["launch"] == {**expected, "quiet": True, "prevent_thread_lock": True}
+    printed = capsys.readouterr().out
+    assert printed.index("Loading PyTorch") < printed.index("Loading user/lsdm") < printed.index("Starting the page")
+    assert "http://127.0.0.1:8000/" in printed and "share=True" not in printed
+    assert (public or "`lsdm-demo --share`") in printed
 
 
 def test_a_pipeline_that_cannot_be_loaded_is_one_line(monkeypatch):

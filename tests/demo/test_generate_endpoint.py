@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from lsdm_diffusers.demo import generation
-from tests.page_server import CLIENT, files_below, jobs, page_pipeline, served, write_map
+from lsdm_diffusers.semantic_map import read_semantic_map
+from tests.page_server import CLIENT, files_below, jobs, page_pipeline, served, small_map, write_map
 
 pytest.importorskip("gradio", reason="needs the extra `demo`")
 from gradio_client import Client, handle_file  # noqa: E402
@@ -50,6 +51,8 @@ def test_endpoint_makes_the_slice_of_its_parameters(page, pipe, tmp_path):
         parameters[0]["nodules"][0]["features"] == {"malignancy": "benign"}
         and parameters[0]["num_inference_steps"] == 3
     )
+    (map_path,) = [file for file in files if file.endswith("semantic_map.png")]
+    assert (read_semantic_map(map_path) == small_map()).all()
     arrays = [np.load(file) for file in files if file.endswith(".npy")]
     for hu, job in zip(arrays, jobs(features={"malignancy": "benign"}, seed=5, num_images=2), strict=True):
         assert (hu == generation.sample(pipe, job)).all()

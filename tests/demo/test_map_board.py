@@ -51,6 +51,19 @@ def test_stamp_answers_a_map_or_a_sentence():
         assert stamp({**request, **changes})["error"]
 
 
+def test_a_nodule_without_room_is_refused_in_words_for_people():
+    request = {"map": pack_array(small_map()), "diameter_mm": 10, "pixel_spacing": 0.7, "malignancy": 4, "seed": 1}
+    for y, x, diameter, sentence in (
+        (3.19771, 60, 10, "outside the lungs"),  # near the edge of the map
+        (12, 60, 10, "outside the lungs"),  # on the body
+        (46, 46, 10, "a nodule already"),
+        (54, 46, 10, "A nodule of 10 mm does not fit"),  # in the lung, but it touches the nodule
+        (60, 90, 60, "A nodule of 60 mm does not fit"),
+    ):
+        error = stamp({**request, "y": y, "x": x, "diameter_mm": diameter, "shape": "smooth"})["error"]
+        assert sentence in error and "`" not in error and "lick" in error
+
+
 def test_upload_answers_a_map_or_a_sentence(tmp_path):
     data = base64.b64encode(write_map(tmp_path / "map.png").read_bytes()).decode()
     answer = read_upload({"name": "../../map.png", "data": data})

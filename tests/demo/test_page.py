@@ -1,12 +1,18 @@
 """From the values of the page's components to jobs."""
 
+import inspect
+
 import pytest
 
+from lsdm_diffusers import LSDMGuidedPipeline
 from lsdm_diffusers.demo.packed_array import pack_array
+from lsdm_diffusers.generate import parse_args
+from lsdm_diffusers.sampling_defaults import EXAGGERATED_SCALE, GUIDANCE_SCALE, NUM_STEPS
+from tests.conftest import ROOT
 from tests.page_server import small_map
 
 pytest.importorskip("gradio", reason="needs the extra `demo`")
-from lsdm_diffusers.demo.page import SIZE_OF_MAP, jobs_of_page  # noqa: E402
+from lsdm_diffusers.demo.page import SIZE_OF_MAP, add_settings, jobs_of_page, show_exaggerated  # noqa: E402
 
 
 def page_jobs(**changes):
@@ -36,3 +42,22 @@ def test_a_comparison_without_a_difference_is_refused():
         page_jobs(compare=True, guidance_scale=0)
     with pytest.raises(ValueError, match="board is empty"):
         page_jobs(board=None)
+
+
+def test_defaults_are_those_that_the_documents_recommend():
+    import gradio
+
+    with gradio.Blocks():
+        settings, _ = add_settings()
+    assert (settings.guidance_scale.value, settings.steps.value) == (GUIDANCE_SCALE, NUM_STEPS) == (2, 25)
+    assert parse_args([]).num_inference_steps == NUM_STEPS
+    pipeline = inspect.signature(LSDMGuidedPipeline.__call__).parameters
+    assert pipeline["num_inference_steps"].default == NUM_STEPS
+    for document in ("README.md", "docs/start.md"):
+        text = (ROOT / document).read_text()
+        assert f"guidance_scale={GUIDANCE_SCALE}," in text and f"num_inference_steps={NUM_STEPS}," in text
+
+
+def test_scales_that_exaggerate_show_a_warning():
+    shown = [show_exaggerated(scale)["visible"] for scale in (0, GUIDANCE_SCALE, 7.5, EXAGGERATED_SCALE, 16, None)]
+    assert shown == [False, False, False, True, True, False]

@@ -70,11 +70,21 @@ function updateNodules() {
   nodules = current;
 }
 
+// the same for the same map, so that the viewer knows slices of an earlier one
+function mapKey() {
+  let hash = 0;
+  for (const label of labels) hash = (Math.imul(hash, 31) + label) | 0;
+  return [height, width, pixelSpacing, hash].join("/");
+}
+
 async function publish() {
   const published = labels;
+  const key = mapKey();
+  document.dispatchEvent(new CustomEvent("board-map", { detail: key }));
   const packed = await packArray(published, "uint8", [height, width]);
   if (published !== labels) return; // the map has changed meanwhile, and that change is published by itself
-  props.value = { map: packed, pixel_spacing: pixelSpacing, features: nodules.map((nodule) => nodule.features) };
+  const features = nodules.map((nodule) => nodule.features);
+  props.value = { map: packed, key: key, pixel_spacing: pixelSpacing, features: features };
 }
 
 function mapChanged() {

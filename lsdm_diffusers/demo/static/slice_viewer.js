@@ -1,9 +1,8 @@
 // The viewer: shows the slices of `props.value` in a CT window, and downloads them. The properties come from
 // slice_viewer.py. Runs after component.js and packed_array.js.
 
-const FULL_DIFFERENCE = 400; // HU at which a difference has its full colour
+const FULL_DIFFERENCE = 250; // HU from which on a difference has its full colour
 const DIFFERENCE_GREY = 0.35; // brightness of the slice beneath the colours of the difference
-const DIFFERENCE_GAIN = 1.5; // of the opacity, so that small differences can be seen, too
 const INCREASE_COLOUR = [255, 120, 60], DECREASE_COLOUR = [70, 150, 255];
 const OVERLAY_OPACITY = 0.4;
 const CLOSE_UP_SHARE = 0.34; // edge of the close-up, of the edge of the picture
@@ -15,6 +14,7 @@ const URL_LIFETIME = 60000; // ms for which a download may take its file
 let slices = []; // those of props.value with their arrays unpacked: {..., hu, map, unguided}
 let chosen = 0;
 let currentWindow = props.windows[0];
+let boardKey = null; // of the map on the board
 let pinnedPoint = null; // {x, y} of the last click, where HU are read while the mouse is elsewhere
 
 // ---- pixels
@@ -32,7 +32,7 @@ function reference(slice) {
 
 function differenceColour(hu, referenceHu) {
   const change = Math.max(-1, Math.min(1, (hu - referenceHu) / FULL_DIFFERENCE));
-  const base = DIFFERENCE_GREY * grey(hu), opacity = Math.min(1, Math.abs(change) * DIFFERENCE_GAIN);
+  const base = DIFFERENCE_GREY * grey(hu), opacity = Math.abs(change);
   const colour = change > 0 ? INCREASE_COLOUR : DECREASE_COLOUR;
   return colour.map((channel) => base * (1 - opacity) + channel * opacity);
 }
@@ -108,13 +108,26 @@ const shown = () => (props.value.compare ? slices : slices.slice(chosen, chosen 
 
 function drawPanels() {
   findAll(".panel canvas").forEach((canvas, index) => draw(canvas, shown()[index]));
+  findAll(".panel figcaption").forEach((node, index) => (node.textContent = caption(shown()[index])));
+  find(".scale").hidden = !find(".difference").checked;
+}
+
+// what a panel shows: a slice, or the difference of two
+function caption(slice) {
+  const title = slices.length > 1 ? slice.title : "";
+  if (!find(".difference").checked || !reference(slice)) return title;
+  if (props.value.compare) return slice.title.split(",")[0] + " minus " + slices[0].title;
+  return (title ? title + ", " : "") + "guided minus unguided";
+}
+
+function markEarlierMap() {
+  find(".earlier").hidden = !slices.some((slice) => slice.mapKey !== boardKey);
 }
 
 function showSlices() {
   const panels = shown().map((slice) => {
     const canvas = createNode("canvas", {});
-    const caption = createNode("figcaption", { textContent: slices.length > 1 ? slice.title : "" });
-    const panel = createNode("figure", { className: "panel" }, canvas, caption);
+    const panel = createNode("figure", { className: "panel" }, canvas, createNode("figcaption", {}));
     panel.classList.toggle("active", slices[chosen] === slice);
     canvas.addEventListener("pointermove", (event) => {
       if (event.pointerType === "mouse") readOut(pixelAt(event, canvas, slice));
@@ -133,6 +146,7 @@ function showSlices() {
   if (find(".difference").disabled) find(".difference").checked = false;
   showCloseUpOptions(slices.length ? slices[0].nodules.length : 0);
   find(".downloads").hidden = !slices.length;
+  markEarlierMap();
   showThumbnails();
   drawPanels();
   readOut(pinnedPoint);
@@ -204,7 +218,9 @@ function readOut(point) {
 }
 
 function showProgress(progress) {
+  const starts = progress && find(".progress").hidden;
   find(".progress").hidden = !progress;
+  if (starts && window.matchMedia("(max-width: 640px)").matches) find(".stage").scrollIntoView({ block: "center" });
   if (!progress) return find(".preview").removeAttribute("src");
   find(".done").style.width = 100 * progress.fraction + "%";
   find(".progress-text").textContent = progress.text;
@@ -226,6 +242,7 @@ async function update() {
     value.slices.map(async (slice) => ({
       ...slice,
       packed: slice.hu,
+      packedMap: slice.map,
       height: slice.hu.shape[0],
       width: slice.hu.shape[1],
       hu: await unpackArray(slice.hu),
@@ -247,7 +264,7 @@ async function download(format) {
   const slice = slices[chosen];
   const name = "synthetic-ct-" + slice.title.replace(/[^a-z0-9]+/gi, "-");
   const answer = await ask(server.export_slice, {
-    hu: slice.packed, format: format, name: name, pixel_spacing: slice.pixelSpacing,
+    hu: slice.packed, map: slice.packedMap, format: format, name: name, pixel_spacing: slice.pixelSpacing,
     window: currentWindow.name, parameters: slice.parameters,
   });
   find(".message").textContent = answer.error || "";
@@ -273,5 +290,16 @@ props.windows.forEach((option) => {
 find(".windows button").setAttribute("aria-checked", "true");
 for (const control of [".overlay", ".difference", ".closeup"]) find(control).onchange = drawPanels;
 findAll("[data-format]").forEach((button) => (button.onclick = () => download(button.dataset.format)));
+const rgbOf = (colour) => "rgb(" + colour.join(",") + ")";
+const noDifference = Array(3).fill(DIFFERENCE_GREY * 128);
+find(".scale-lowest").textContent = "\u2212" + FULL_DIFFERENCE + " HU and below";
+find(".scale-highest").textContent = "+" + FULL_DIFFERENCE + " HU and above";
+find(".scale-colours").style.background =
+  "linear-gradient(90deg, " + [DECREASE_COLOUR, noDifference, INCREASE_COLOUR].map(rgbOf).join(", ") + ")";
+showCloseUpOptions(0);
+document.addEventListener("board-map", (event) => {
+  boardKey = event.detail;
+  markEarlierMap();
+});
 watch("value", update);
 update();
