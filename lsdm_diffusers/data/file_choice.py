@@ -43,7 +43,11 @@ def choose_files(
                 continue
             omitted.append(OmittedFile(file, reason))
             if not waiting[place]:
-                del waiting[place], omitted[0]
+                del waiting[place]
+                first = omitted[0]  # the slice is reported with its reason, so its equal copies need no line
+                left_out[place] = [
+                    other for other in omitted if (other.file.key, other.reason) != (first.file.key, first.reason)
+                ]
     return chosen, [omission for omissions in left_out.values() for omission in omissions]
 
 
