@@ -199,11 +199,6 @@ def show_cancelled() -> tuple[Any, ...]:
     return shown_values(False, message="Cancelled.")
 
 
-def show_failure() -> tuple[Any, ...]:
-    message = "No slice was made: too many are waiting, or the server failed. Try again in a minute."
-    return shown_values(False, message=message)
-
-
 def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
     """Build the page.
 
@@ -260,6 +255,12 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
     def cancel(request: gr.Request) -> tuple[Any, ...]:
         runs.stop(str(request.session_hash))
         return show_cancelled()
+
+    def show_failure(request: gr.Request) -> Any:
+        if runs.just_cancelled(str(request.session_hash)):
+            return gr.skip()
+        message = "No slice was made: too many are waiting, or the server failed. Try again in a minute."
+        return shown_values(False, message=message)
 
     uploads = Uploads()
     with gr.Blocks(

@@ -51,7 +51,8 @@ class SpadeNorm(nn.Module):
         hidden_states = self.norm(hidden_states)
         if len(scale) == len(hidden_states):
             # Sampling writes into the memory of the norm's own output: a new tensor costs more than the arithmetic.
-            out = None if torch.is_grad_enabled() else hidden_states
+            in_place = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            out = hidden_states if in_place else None
             return torch.addcmul(shift, hidden_states, scale, out=out)
         # Each map has several consecutive images: broadcast its modulation over them instead of copying it.
         per_map = hidden_states.unflatten(0, (len(scale), -1))

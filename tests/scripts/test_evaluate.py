@@ -18,7 +18,7 @@ from lsdm_diffusers.hounsfield import scaled_hu
 from lsdm_diffusers.labels import SemanticLabel
 
 from ..conftest import TRAINING, tiny_pipeline
-from ..scripts.test_train import launch
+from .conftest import launch
 
 pytest.importorskip("torchmetrics", reason="torchmetrics (the extra eval) is not installed")
 
