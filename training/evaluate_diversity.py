@@ -330,11 +330,11 @@ def measure_memorisation(nodules: NoduleSet, neighbours: Neighbours, limits: Map
     patients = np.array([window.patient_id for window in nodules.windows])
     nearest_is_own = None
     if nodules.knows_its_own:
-        own = [
+        is_own = [
             nodules.pool[index].name == window.name
             for index, window in zip(neighbours.nearest, nodules.windows, strict=True)
         ]
-        nearest_is_own = float(np.mean(own))
+        nearest_is_own = float(np.mean(is_own))
     return Memorisation(
         median={space: float(np.median(neighbours.distances[space])) for space in SPACES},
         share_closer={
@@ -353,8 +353,8 @@ def memorisation_table(memorisation: Mapping[str, Memorisation], limits: Mapping
     rows = []
     for name, figures in memorisation.items():
         cells = [f"{format_estimate(figures.share_closer[s], '.1%')}, *{figures.median[s]:.3g}*" for s in SPACES]
-        own = "" if figures.nearest_is_own is None else f"{figures.nearest_is_own:.1%}"
-        rows.append([name, *cells, own])
+        nearest_is_own = "" if figures.nearest_is_own is None else f"{figures.nearest_is_own:.1%}"
+        rows.append([name, *cells, nearest_is_own])
     headers = [f"{title} (1% below {limits[space]:.3g})" for space, title in SPACES.items()]
     return markdown_table(["", *headers, "nearest is its own"], rows)
 

@@ -320,12 +320,12 @@ def result_name(run: Run, num_maps: int) -> str:
 
 
 def describe_setting(
-    args: argparse.Namespace, slices: Sequence[EvaluationSlice], own: str, device: torch.device
+    args: argparse.Namespace, slices: Sequence[EvaluationSlice], own_scheduler: str, device: torch.device
 ) -> str:
     patients = len({ct_slice.patient_id for ct_slice in slices})
     parts = [
         f"{len(slices)} maps of {patients} patients (split {args.split}), seed {args.seed}",
-        f"own scheduler: {own}",
+        f"own scheduler: {own_scheduler}",
         f"features of {args.feature_extractor}",
         f"seconds on {device.type}, {torch.get_num_threads()} thread(s), mixed precision {args.mixed_precision}",
     ]
@@ -453,9 +453,9 @@ def main() -> None:
     except (RuntimeError, ValueError) as error:
         raise SystemExit(f"evaluate_steps.py: {error}") from None
 
-    own = type(pipe.scheduler).__name__
+    own_scheduler = type(pipe.scheduler).__name__
     if pipe.scheduler.config.get("use_karras_sigmas"):
-        own += " with Karras' noise levels"
+        own_scheduler += " with Karras' noise levels"
     files_by_run = make_images(args, accelerator, pipe, slices)
     if not accelerator.is_main_process:
         return
@@ -469,7 +469,7 @@ def main() -> None:
         result_name(run, len(slices)): measure_run(measurement, run, files, reference)
         for run, files in files_by_run.items()
     }
-    write_report(args, describe_setting(args, slices, own, accelerator.device), yardstick, results)
+    write_report(args, describe_setting(args, slices, own_scheduler, accelerator.device), yardstick, results)
 
 
 if __name__ == "__main__":
