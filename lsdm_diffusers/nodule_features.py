@@ -100,6 +100,31 @@ def malignancy_rating(malignancy: str | float) -> float:
     return rating
 
 
+def feature_rating(feature: str, value: str | float) -> float:
+    """The rating 1..5 that a feature is asked for.
+
+    Args:
+        feature: one of `NODULE_FEATURES`.
+        value: a rating 1..5; for malignancy also "benign" or "malignant".
+
+    Raises:
+        ValueError: for another feature or value.
+
+    >>> feature_rating("malignancy", "malignant"), feature_rating("texture", 4.5)
+    (4.0, 4.5)
+    """
+    if feature not in NODULE_FEATURES:
+        raise ValueError(
+            f"`nodule_features` has the key {feature!r}, but the features are {', '.join(NODULE_FEATURES)}."
+        )
+    words = MALIGNANCY_WORDS if feature == "malignancy" else {}
+    rating = _rating_from(value, words)
+    if rating is None:
+        allowed = " or ".join(["a rating 1..5", *(f'"{word}"' for word in words)])
+        raise ValueError(f"`nodule_features` has {feature} = {value!r}, but {allowed} is needed.")
+    return rating
+
+
 def feature_target(feature: str, value: str | float) -> float:
     """What a classifier is asked for: the class 0 (benign) or 1 (malignant), or the rating 1..5 of another feature.
 
@@ -113,15 +138,7 @@ def feature_target(feature: str, value: str | float) -> float:
     >>> feature_target("malignancy", "malignant"), feature_target("malignancy", 2), feature_target("texture", 4)
     (1.0, 0.0, 4.0)
     """
-    if feature not in NODULE_FEATURES:
-        raise ValueError(
-            f"`nodule_features` has the key {feature!r}, but the features are {', '.join(NODULE_FEATURES)}."
-        )
-    words = MALIGNANCY_WORDS if feature == "malignancy" else {}
-    rating = _rating_from(value, words)
-    if rating is None:
-        allowed = " or ".join(["a rating 1..5", *(f'"{word}"' for word in words)])
-        raise ValueError(f"`nodule_features` has {feature} = {value!r}, but {allowed} is needed.")
+    rating = feature_rating(feature, value)
     if feature != "malignancy":
         return rating
     return float(MALIGNANT_CLASS if is_malignant(rating) else BENIGN_CLASS)

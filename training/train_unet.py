@@ -17,6 +17,7 @@ the steps, --nodule_probability, is trained on them.
 import argparse
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,12 @@ from lsdm_diffusers.hub.publishing import (
     write_model_card,
 )
 from lsdm_diffusers.labels import PALETTE, SemanticLabel
-from lsdm_diffusers.training.data import add_data_arguments, crop_corner, open_splits, validation_slices
-from lsdm_diffusers.training.encoded_rows import EncodedRow, RowEncoder, RowPool, cached_pools, live_pools
+from lsdm_diffusers.nodule_features import NODULE_FEATURES
+from lsdm_diffusers.training.data import add_data_arguments, open_splits, validation_slices
+from lsdm_diffusers.training.encoded_rows import RowEncoder, RowPool, cached_pools, live_pools
+from lsdm_diffusers.training.latent_batches import Batch, BatchPlan, drop_labels, drop_ratings, stack_rows
 from lsdm_diffusers.training.run_arguments import RunSettings, add_optimisation_arguments, add_run_arguments
 from lsdm_diffusers.training.runs import TrainingRun
-
-Batch = dict[str, torch.Tensor]  # latents and map_latents (B, c, h, w), float32; labels (B, h, w), int64
 
 NUM_VALIDATION_ROWS = 32  # of each pool, for the validation loss
 VALIDATION_BATCH_SIZE = 4
@@ -66,7 +67,20 @@ def parse_args() -> argparse.Namespace:
         help="Encode every row once, keep the latents in a file and in memory (0.3 MB for a slice of 512x512). "
         "Off: encode rows each time that they are drawn. Default: on.",
     )
-    data.add_argument("--random_flip", action="store_true", help="Mirror half of the rows, left to right.")
+    data.add_argument(
+        "--augmentation_views",
+        type=int,
+        default=1,
+        help="Times that each row is encoded: as it is, and then mirrored, turned, scaled, and changed in HU as "
+        "scanners differ. Default: %(default)s, no augmentation.",
+    )
+    data.add_argument(
+        "--balance_patients",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Draw patients alike, and then one of their rows: slices of one series resemble each other. Off: draw "
+        "rows alike. Default: on.",
+    )
     data.add_argument(
         "--blank_background",
         action="store_true",
@@ -77,6 +91,16 @@ def parse_args() -> argparse.Namespace:
         type=float,
         default=0.25,
         help="Share of the steps, 0..1, that are trained on crops around nodules. Default: %(default)s.",
+    )
+    data.add_argument(
+        "--window_probability",
+        type=float,
+        default=0.0,
+        help="Share of the steps, 0..1, that are trained on windows of slices with a nodule in them, which show its "
+        "surroundings. Default: %(default)s.",
+    )
+    data.add_argument(
+        "--window_size", type=int, default=128, help="Edge of these windows, pixels. Default: %(default)s."
     )
     model = parser.add_argument_group("model")
     model.add_argument("--pretrained_vae", type=Path, required=True, help="Folder of the trained autoencoder.")
@@ -126,6 +150,12 @@ def parse_args() -> argparse.Namespace:
         help="Channels between the map and gamma and beta. Default: %(default)s.",
     )
     model.add_argument(
+        "--nodule_ratings",
+        action="store_true",
+        help="Give the U-Net four rating channels, in which it sees the ratings of the nodules. Each is dropped for "
+        "0.2 of the samples and all for 0.1; where that of malignancy is dropped, the map does not tell it either.",
+    )
+    model.add_argument(
         "--prediction_type",
         choices=["epsilon", "v_prediction"],
         default="epsilon",
@@ -173,8 +203,11 @@ def parse_args() -> argparse.Namespace:
     )
     add_hub_arguments(parser)
     args = parser.parse_args()
-    if not 0 <= args.label_dropout <= 1:
-        raise SystemExit(f"--label_dropout is {args.label_dropout}, but 0..1 is needed.")
+    for name in ("label_dropout", "nodule_probability", "window_probability"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise SystemExit(f"--{name} is {getattr(args, name)}, but 0..1 is needed.")
+    if args.augmentation_views < 1:
+        raise SystemExit(f"--augmentation_views is {args.augmentation_views}, but at least 1 is needed.")
     if args.snr_gamma is not None and args.snr_gamma <= 0:
         raise SystemExit(f"--snr_gamma is {args.snr_gamma}, but a number above 0 is needed.")
     if args.streaming and not args.cache_latents:
@@ -186,7 +219,7 @@ def open_pools(
     args: argparse.Namespace, run: TrainingRun, dataset: dict[str, Any], vae: AutoencoderKL
 ) -> dict[str, dict[str, RowPool]]:
     """The encoded rows of each split, by pool: "slices" and "nodules"."""
-    encoder = RowEncoder(vae, args.seed, args.random_flip, args.blank_background)
+    encoder = RowEncoder(vae, args.seed, args.augmentation_views, args.blank_background, args.nodule_ratings)
     latents_dir = args.latents_dir or args.output_dir / "latents"
     pools = {}
     for split, rows in dataset.items():
@@ -194,50 +227,12 @@ def open_pools(
             pools[split] = live_pools(rows, encoder)
             continue
         size = [args.streaming, args.max_train_samples] if args.streaming else len(rows)
-        limit = None if split == "train" else NUM_VALIDATION_ROWS
+        limit, split_encoder = None, encoder
+        if split != "train":
+            limit, split_encoder = NUM_VALIDATION_ROWS, replace(encoder, views=1)
         with run.accelerator.main_process_first():  # the other processes read what the main one has encoded
-            pools[split] = cached_pools(latents_dir / f"{split}.safetensors", rows, encoder, size, limit)
+            pools[split] = cached_pools(latents_dir / f"{split}.safetensors", rows, split_encoder, size, limit)
     return pools
-
-
-def training_batch(pools: dict[str, RowPool], batch_number: int, factor: int, args: argparse.Namespace) -> Batch:
-    """Draw crops of latents. They depend on seed and batch number only, so that a resumed run sees the same data."""
-    generator = np.random.default_rng((args.seed, batch_number))
-    from_nodules = "nodules" in pools and ("slices" not in pools or generator.random() < args.nodule_probability)
-    pool = pools["nodules" if from_nodules else "slices"]
-    crop_edge = args.crop_size // factor
-    edge = min(crop_edge, *pool.shape)
-    count = args.train_batch_size
-    if from_nodules:
-        count *= max(1, (crop_edge // edge) ** 2)
-    crops = []
-    for index in generator.integers(len(pool), size=count):
-        row = pool[int(index)]
-        y, x = crop_corner(row["labels"].numpy(), edge, generator)
-        crops.append({name: tensor[..., y : y + edge, x : x + edge] for name, tensor in row.items()})
-    return stack_rows(crops)
-
-
-def stack_rows(rows: Sequence[EncodedRow]) -> Batch:
-    """Stack encoded rows to a batch with the dtypes that the U-Net takes."""
-    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    return {name: tensor.long() if name == "labels" else tensor.float() for name, tensor in batch.items()}
-
-
-def drop_labels(batch: Batch, share: float, generator: np.random.Generator) -> None:
-    """Drop the map of a share of the samples, in place: half of them lose the whole map, half of them one label.
-
-    What is dropped becomes background for SPADE and 0 in the latents of the map.
-    """
-    for labels, map_latents in zip(batch["labels"], batch["map_latents"], strict=True):
-        if generator.random() >= share:
-            continue
-        if generator.random() < 0.5:
-            dropped = torch.ones_like(labels, dtype=torch.bool)
-        else:
-            dropped = labels == generator.choice(labels.unique().numpy())
-        labels[dropped] = SemanticLabel.BACKGROUND
-        map_latents[:, dropped] = 0
 
 
 def diffusion_loss(
@@ -248,13 +243,15 @@ def diffusion_loss(
     scheduler: DDPMScheduler,
     nodule_weight: float = 1.0,
     snr_gamma: float | None = None,
+    with_ratings: bool = False,
 ) -> torch.Tensor:
     """The weighted mean squared error of the predicted noise or v (thesis, eq. 3.1).
 
     The weight of nodule latents does not move the optimum, because it depends on the map alone, which is a condition.
     """
     noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
-    output = unet(torch.cat([noisy, batch["map_latents"]], dim=1), timesteps, semantic_map=batch["labels"]).sample
+    conditions = {"semantic_map": batch["labels"]} | ({"nodule_ratings": batch["ratings"]} if with_ratings else {})
+    output = unet(torch.cat([noisy, batch["map_latents"]], dim=1), timesteps, **conditions).sample
     predicts_v = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(batch["latents"], noise, timesteps) if predicts_v else noise
     is_nodule = (batch["labels"] >= SemanticLabel.NODULE_BENIGN)[:, None].float()
@@ -277,7 +274,9 @@ def validation_loss(unet: Any, pools: dict[str, RowPool], scheduler: DDPMSchedul
             noise = torch.randn(batch["latents"].shape, generator=generator).to(unet.device)
             timesteps = torch.linspace(*VALIDATION_TIMESTEPS, len(noise)).long().to(unet.device)
             batch = {name: tensor.to(unet.device) for name, tensor in batch.items()}
-            losses.append(diffusion_loss(unet, batch, noise, timesteps, scheduler).item())
+            with_ratings = unet.config.rating_channels > 0
+            loss = diffusion_loss(unet, batch, noise, timesteps, scheduler, with_ratings=with_ratings)
+            losses.append(loss.item())
     return float(np.mean(losses))
 
 
@@ -331,6 +330,10 @@ def build_unet(args: argparse.Namespace, vae: AutoencoderKL, factor: int) -> Spa
     """The U-Net to train, from `--pretrained_unet` or with the sizes of the flags."""
     if args.pretrained_unet is not None:
         unet = SpadeUNet2DModel.from_pretrained(args.pretrained_unet)
+        if args.nodule_ratings and not unet.config.rating_channels:
+            trained = unet.state_dict()
+            unet = SpadeUNet2DModel.from_config(unet.config, rating_channels=len(NODULE_FEATURES))
+            unet.load_state_dict(trained, strict=False)  # the new weights begin at zero
     else:
         unet = SpadeUNet2DModel(
             sample_size=SAMPLE_SIZE // factor,
@@ -343,6 +346,7 @@ def build_unet(args: argparse.Namespace, vae: AutoencoderKL, factor: int) -> Spa
             attention_head_dim=args.attention_head_dim,
             spade_blocks=args.spade_blocks,
             spade_hidden_channels=args.spade_hidden_channels,
+            rating_channels=len(NODULE_FEATURES) if args.nodule_ratings else 0,
         )
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -388,18 +392,32 @@ def main() -> None:
     pipeline = sampling_pipeline(vae, model, scheduler)
     run.start(model, [schedule], "lsdm-unet", vars(args))
 
+    plan = BatchPlan(
+        crop_edge=args.crop_size // factor,
+        batch_size=args.train_batch_size,
+        nodule_probability=args.nodule_probability,
+        window_probability=args.window_probability,
+        window_edge=args.window_size // factor,
+        balance_patients=args.balance_patients,
+        seed=args.seed,
+    )
     figures: dict[str, float] = {}
     while run.step < args.max_train_steps:
-        batch = training_batch(pools["train"], run.batch_number, factor, args)
+        batch = plan.draw(pools["train"], run.batch_number)
+        dropout_generator = np.random.default_rng((args.seed, run.batch_number, 1))
+        if args.nodule_ratings:
+            drop_ratings(batch, dropout_generator)
         if args.label_dropout:
-            drop_labels(batch, args.label_dropout, np.random.default_rng((args.seed, run.batch_number, 1)))
+            drop_labels(batch, args.label_dropout, dropout_generator)
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         generator = run.noise_generator()
         noise = torch.randn(batch["latents"].shape, generator=generator).to(accelerator.device)
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator)
         timesteps = timesteps.to(accelerator.device)
         with accelerator.accumulate(unet):
-            loss = diffusion_loss(unet, batch, noise, timesteps, scheduler, args.nodule_weight, args.snr_gamma)
+            loss = diffusion_loss(
+                unet, batch, noise, timesteps, scheduler, args.nodule_weight, args.snr_gamma, args.nodule_ratings
+            )
             run.check_finite(loss=loss)
             accelerator.backward(loss)
             if accelerator.sync_gradients:

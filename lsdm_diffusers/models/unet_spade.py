@@ -16,12 +16,42 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from ..labels import NUM_LABELS, check_label_tensor, max_pool_one_hot
+from ..nodule_features import HIGHEST_RATING, LOWEST_RATING
 from .self_attention import SelfAttention2D
 
 SPADE_BLOCKS = {"all": ("down", "mid", "up"), "mid_up": ("mid", "up"), "up": ("up",), "none": ()}
 
 NormModulation = tuple[torch.Tensor, torch.Tensor]  # 1 + γ and β of one SPADE layer, each (B, channels, h, w)
 BlockModulation = tuple[NormModulation, NormModulation]  # of the two norms of a ResNet block
+
+
+def pool_ratings(nodule_ratings: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Rating maps as SPADE sees them: (rating - 3) / 2 where a rating is given, and a mask of where it is.
+
+    Max-pooling to the resolution of a block keeps small nodules, as `max_pool_one_hot` does.
+
+    Args:
+        nodule_ratings: 1..5 in the pixels of nodules whose rating is given, 0 elsewhere, (B, ratings, H, W).
+        size: height and width of the result; each divides that of the maps.
+
+    Returns:
+        (B, 2 * ratings, *size): the values in -1..1, then the masks of 0 and 1.
+
+    >>> pool_ratings(torch.tensor([[[[0.0, 0.0], [0.0, 5.0]]]]), (1, 1)).flatten().tolist()
+    [1.0, 1.0]
+    """
+    height, width = nodule_ratings.shape[-2:]
+    if min(size) < 1 or height % size[0] or width % size[1]:
+        raise ValueError(
+            f"`nodule_ratings` of {height}x{width} pixels cannot be max-pooled to {size[0]}x{size[1]}: "
+            "they must be a whole multiple of that size."
+        )
+    window = (height // size[0], width // size[1])
+    pooled = F.max_pool2d(nodule_ratings.float(), window, window)
+    is_given = (pooled > 0).float()
+    middle = (LOWEST_RATING + HIGHEST_RATING) / 2
+    values = (pooled - middle) / (HIGHEST_RATING - middle)
+    return torch.cat([values * is_given, is_given], dim=1)
 
 
 class SpadeNorm(nn.Module):
@@ -33,17 +63,33 @@ class SpadeNorm(nn.Module):
         hidden_channels: channels between the two convolutions.
         num_groups: groups of the group norm.
         eps: epsilon of the group norm.
+        rating_channels: rated features that a convolution of their own adds to the first one's output. Its weights
+            begin at zero.
     """
 
-    def __init__(self, channels: int, num_labels: int, hidden_channels: int, num_groups: int, eps: float):
+    def __init__(
+        self,
+        channels: int,
+        num_labels: int,
+        hidden_channels: int,
+        num_groups: int,
+        eps: float,
+        rating_channels: int = 0,
+    ):
         super().__init__()
         self.norm = nn.GroupNorm(num_groups, channels, eps=eps, affine=False)
         self.map_conv = nn.Conv2d(num_labels, hidden_channels, 3, padding=1)
+        if rating_channels:
+            self.rating_conv = nn.Conv2d(2 * rating_channels, hidden_channels, 3, padding=1, bias=False)
+            nn.init.zeros_(self.rating_conv.weight)
         self.gamma_beta_conv = nn.Conv2d(hidden_channels, 2 * channels, 3, padding=1)
 
-    def modulation(self, one_hot: torch.Tensor) -> NormModulation:
-        """1 + γ and β, each (B, channels, h, w), of the one-hot map (B, num_labels, h, w)."""
-        gamma, beta = self.gamma_beta_conv(F.silu(self.map_conv(one_hot))).chunk(2, dim=1)
+    def modulation(self, one_hot: torch.Tensor, ratings: torch.Tensor | None = None) -> NormModulation:
+        """1 + γ and β, each (B, channels, h, w), of the one-hot map and, where given, `pool_ratings` of its size."""
+        hidden = self.map_conv(one_hot)
+        if ratings is not None:
+            hidden = hidden + self.rating_conv(ratings)
+        gamma, beta = self.gamma_beta_conv(F.silu(hidden)).chunk(2, dim=1)
         return (1 + gamma).contiguous(), beta.contiguous()
 
     def forward(self, hidden_states: torch.Tensor, modulation: NormModulation) -> torch.Tensor:
@@ -67,6 +113,7 @@ class SpadeResnetBlock2D(nn.Module):
         out_channels: channels of the output.
         time_channels: channels of the time embedding.
         num_labels: labels k of the semantic map.
+        rating_channels: rated features that SPADE sees beside it.
         hidden_channels: channels between SPADE's two convolutions; None for plain group norms.
         num_groups: groups of the norms.
         eps: epsilon of the norms.
@@ -79,6 +126,7 @@ class SpadeResnetBlock2D(nn.Module):
         out_channels: int,
         time_channels: int,
         num_labels: int,
+        rating_channels: int,
         hidden_channels: int | None,
         num_groups: int,
         eps: float,
@@ -89,7 +137,7 @@ class SpadeResnetBlock2D(nn.Module):
         def norm(channels: int) -> Any:  # as `nn.Module`, it would have no method `modulation`
             if hidden_channels is None:
                 return nn.GroupNorm(num_groups, channels, eps=eps)
-            return SpadeNorm(channels, num_labels, hidden_channels, num_groups, eps)
+            return SpadeNorm(channels, num_labels, hidden_channels, num_groups, eps, rating_channels)
 
         self.is_spade = hidden_channels is not None
         self.norm1 = norm(in_channels)
@@ -100,9 +148,9 @@ class SpadeResnetBlock2D(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def modulation(self, one_hot: torch.Tensor) -> BlockModulation:
-        """What `forward` takes as `modulation`, from the one-hot map (B, num_labels, h, w) at this resolution."""
-        block_modulation: BlockModulation = self(one_hot=one_hot)
+    def modulation(self, one_hot: torch.Tensor, ratings: torch.Tensor | None = None) -> BlockModulation:
+        """What `forward` takes as `modulation`, from the one-hot map and the ratings at this resolution."""
+        block_modulation: BlockModulation = self(one_hot=one_hot, ratings=ratings)
         return block_modulation
 
     def forward(
@@ -111,6 +159,7 @@ class SpadeResnetBlock2D(nn.Module):
         time_embedding: torch.Tensor | None = None,
         modulation: BlockModulation | None = None,
         one_hot: torch.Tensor | None = None,
+        ratings: torch.Tensor | None = None,
     ) -> torch.Tensor | BlockModulation:
         """Apply the block, or make its modulation.
 
@@ -120,13 +169,14 @@ class SpadeResnetBlock2D(nn.Module):
             hidden_states: (B, in_channels, h, w).
             time_embedding: (B, time_channels).
             modulation: from the method of that name; None where the norms are plain.
-            one_hot: map (B, num_labels, h, w), in place of all the others, to make the modulation.
+            one_hot: map (B, num_labels, h, w), in place of all the above, to make the modulation.
+            ratings: of the same size, from `pool_ratings`, with `one_hot` alone.
 
         Returns:
             (B, out_channels, h, w), or the modulation where `one_hot` is given.
         """
         if one_hot is not None:
-            return self.norm1.modulation(one_hot), self.norm2.modulation(one_hot)
+            return self.norm1.modulation(one_hot, ratings), self.norm2.modulation(one_hot, ratings)
         if hidden_states is None or time_embedding is None:
             raise ValueError("`hidden_states` and `time_embedding` are needed where `one_hot` is None.")
         in_place = not torch.is_grad_enabled()  # SiLU then overwrites the norms' own output
@@ -163,6 +213,7 @@ class SpadeUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         spade_blocks: which ResNet blocks are SPADE: "all", "mid_up", "up", or "none" (the LDM baseline, which sees the
             map in its input only).
         spade_hidden_channels: channels between the two convolutions that make γ and β.
+        rating_channels: rated features of nodules that SPADE sees beside the map: 4 for `NODULE_FEATURES`; 0 for none.
 
     Raises:
         ValueError: for an unknown `spade_blocks`, another number of `attention_levels` than of widths, or widths that
@@ -198,6 +249,7 @@ class SpadeUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         dropout: float = 0.0,
         spade_blocks: str = "all",
         spade_hidden_channels: int = 128,
+        rating_channels: int = 0,
     ):
         super().__init__()
         if spade_blocks not in SPADE_BLOCKS:
@@ -222,7 +274,15 @@ class SpadeUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         def resnet(channels_in: int, channels_out: int, part: str) -> SpadeResnetBlock2D:
             hidden = spade_hidden_channels if part in SPADE_BLOCKS[spade_blocks] else None
             return SpadeResnetBlock2D(
-                channels_in, channels_out, time_channels, num_labels, hidden, norm_num_groups, norm_eps, dropout
+                channels_in,
+                channels_out,
+                time_channels,
+                num_labels,
+                rating_channels,
+                hidden,
+                norm_num_groups,
+                norm_eps,
+                dropout,
             )
 
         def attention(channels: int) -> SelfAttention2D:
@@ -265,7 +325,10 @@ class SpadeUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
 
     @apply_forward_hook
     def compute_modulation(
-        self, semantic_map: torch.Tensor, sample_size: int | tuple[int, int]
+        self,
+        semantic_map: torch.Tensor,
+        sample_size: int | tuple[int, int],
+        nodule_ratings: torch.Tensor | None = None,
     ) -> tuple[BlockModulation, ...]:
         """γ and β of every SPADE layer for these maps.
 
@@ -274,22 +337,45 @@ class SpadeUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         Args:
             semantic_map: integer labels 0..num_labels-1, (B, H, W), at image or latent resolution.
             sample_size: height and width of the latents, or both as one number; each divides that of the map.
+            nodule_ratings: for a U-Net with `rating_channels`: (B, rating_channels, H, W), 1..5 in the pixels of
+                nodules whose rating is given, 0 elsewhere, as `rating_maps` makes them; None gives no rating.
 
         Returns:
             What `forward` takes as `modulation`. It holds about `4 * channels * h * w` values for each SPADE block, so
             free it after the run.
 
         Raises:
-            ValueError: for labels outside the range, a floating dtype, or sizes that do not fit.
+            ValueError: for labels or ratings outside the range, a floating dtype of labels, or sizes that do not fit.
         """
         height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
         num_labels = self.config.num_labels
         check_label_tensor(semantic_map, num_labels)
-        pyramid = [  # m̃ at the resolution of each level
-            max_pool_one_hot(semantic_map, (height >> level, width >> level), num_labels).to(self.dtype)
-            for level in range(len(self.config.block_out_channels))
-        ]
-        return tuple(block.modulation(pyramid[level]) for block, level in self._modulated_blocks())
+        sizes = [(height >> level, width >> level) for level in range(len(self.config.block_out_channels))]
+        maps = [max_pool_one_hot(semantic_map, size, num_labels).to(self.dtype) for size in sizes]  # m̃ of each level
+        ratings: list[torch.Tensor | None] = [None] * len(sizes)
+        if nodule_ratings is not None:
+            self._check_ratings(nodule_ratings, len(semantic_map))
+            ratings = [pool_ratings(nodule_ratings, size).to(self.dtype) for size in sizes]
+        return tuple(block.modulation(maps[level], ratings[level]) for block, level in self._modulated_blocks())
+
+    def _check_ratings(self, nodule_ratings: torch.Tensor, num_maps: int) -> None:
+        """Raise ValueError for ratings that do not fit; while tracing, their values are unknown and not checked."""
+        channels = self.config.rating_channels
+        if not channels:
+            raise ValueError("`nodule_ratings` is given, but this U-Net has no `rating_channels`.")
+        if nodule_ratings.ndim != 4 or tuple(nodule_ratings.shape[:2]) != (num_maps, channels):
+            raise ValueError(
+                f"`nodule_ratings` has shape {tuple(nodule_ratings.shape)}, but ({num_maps}, {channels}, H, W) is "
+                "needed."
+            )
+        if torch.compiler.is_compiling():
+            return
+        is_wrong = (nodule_ratings != 0) & ~((nodule_ratings >= LOWEST_RATING) & (nodule_ratings <= HIGHEST_RATING))
+        if is_wrong.any():
+            raise ValueError(
+                f"`nodule_ratings` contains the value {nodule_ratings[is_wrong][0].item():g}, but a rating "
+                f"{LOWEST_RATING}..{HIGHEST_RATING}, or 0 where none is given, is needed."
+            )
 
     def forward(
         self,
@@ -298,6 +384,7 @@ class SpadeUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         semantic_map: torch.Tensor | None = None,
         modulation: tuple[BlockModulation, ...] | None = None,
         return_dict: bool = True,
+        nodule_ratings: torch.Tensor | None = None,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         """Predict the noise (or v, or the sample) of noisy latents.
 
@@ -308,6 +395,7 @@ class SpadeUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
             semantic_map: integer labels (B, H, W), or (B / n, H, W) where each map has n consecutive images.
             modulation: from `compute_modulation`, instead of `semantic_map`.
             return_dict: whether to return `UNet2DOutput` or a tuple.
+            nodule_ratings: for `compute_modulation`, with `semantic_map`.
 
         Returns:
             `UNet2DOutput` with `sample` (B, out_channels, h, w), or a tuple of that tensor.
@@ -327,7 +415,7 @@ class SpadeUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
             elif semantic_map is None:
                 raise ValueError("`semantic_map` and `modulation` are both None, but SPADE needs one of them.")
             else:
-                modulation = self.compute_modulation(semantic_map, sample.shape[-2:])
+                modulation = self.compute_modulation(semantic_map, sample.shape[-2:], nodule_ratings)
 
         if not torch.is_tensor(timestep):
             timestep = torch.tensor([timestep], device=sample.device)

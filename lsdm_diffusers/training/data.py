@@ -112,16 +112,19 @@ def validation_slices(split: Dataset | IterableDataset, number: int) -> list[dic
     return spread_rows(slices.filter(bool, input_columns="nodules"), number) or spread_rows(slices, number)
 
 
-def crop_corner(semantic_map: np.ndarray, edge: int, generator: np.random.Generator) -> tuple[int, int]:
+def crop_corner(
+    semantic_map: np.ndarray, edge: int, generator: np.random.Generator, nodule_share: float = NODULE_CROP_SHARE
+) -> tuple[int, int]:
     """Draw the top left corner of a square crop.
 
-    Half of the crops of a map with nodules are placed so that they contain a nodule pixel, at least a quarter of the
-    edge away from the border of the crop where the frame permits.
+    A share of the crops of a map with nodules are placed so that they contain a nodule pixel, at least a quarter of
+    the edge away from the border of the crop where the frame permits.
 
     Args:
         semantic_map: labels (H, W).
         edge: edge of the crop, at most H and W.
         generator: the random generator.
+        nodule_share: that share, 0..1.
 
     Returns:
         Row and column of the corner.
@@ -129,7 +132,7 @@ def crop_corner(semantic_map: np.ndarray, edge: int, generator: np.random.Genera
     height, width = semantic_map.shape
     y, x = generator.integers(height - edge + 1), generator.integers(width - edge + 1)
     nodule_pixels = np.argwhere(semantic_map >= SemanticLabel.NODULE_BENIGN)
-    if len(nodule_pixels) and edge < height and generator.random() < NODULE_CROP_SHARE:
+    if len(nodule_pixels) and edge < height and generator.random() < nodule_share:
         pixel = nodule_pixels[generator.integers(len(nodule_pixels))]
         corner = pixel - generator.integers(edge // 4, edge - edge // 4, size=2)
         y, x = np.clip(corner, 0, (height - edge, width - edge))

@@ -143,7 +143,7 @@ def time_unet(vae: AutoencoderKL, scheduler: DDPMScheduler, repeats: int, genera
     labels = Image.fromarray(generator.integers(0, 5, (SLICE_SIZE, SLICE_SIZE)).astype(np.uint8))
     image = Image.fromarray(generator.integers(0, 1800, (SLICE_SIZE, SLICE_SIZE)).astype(np.uint16))
     rows = Dataset.from_list([{"image": image, "semantic_map": labels}] * 8)
-    encoder = RowEncoder(vae, random_flip=True, blank_background=True)
+    encoder = RowEncoder(vae, blank_background=True)
     pools = {
         "cached": {"slices": CachedRows(encode_rows(rows, encoder)["slices"])},
         "encoded as drawn": live_pools(rows, encoder),

@@ -10,6 +10,7 @@ from diffusers.training_utils import EMAModel
 
 from lsdm_diffusers import SpadeUNet2DModel
 from lsdm_diffusers.models.self_attention import SelfAttention2D
+from lsdm_diffusers.models.unet_spade import pool_ratings
 
 from ..conftest import tiny_unet
 
@@ -298,3 +299,68 @@ def test_lora_trains_saves_and_loads(tmp_path, inputs):
         torch.testing.assert_close(loaded(sample, 7, semantic_map=labels).sample, adapted)
         loaded.disable_lora()
         torch.testing.assert_close(loaded(sample, 7, semantic_map=labels).sample, plain)
+
+
+def nodule_ratings(value, channel=0):
+    ratings = torch.zeros(1, 4, 64, 64)
+    ratings[:, channel, 20:40, 20:40] = value
+    return ratings
+
+
+def with_rating_weights(unet):
+    """A U-Net whose rating weights are trained: no longer zero."""
+    torch.manual_seed(3)
+    for name, parameter in unet.named_parameters():
+        if "rating_conv" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return unet
+
+
+def test_new_rating_channels_leave_every_picture_as_it_was(inputs):
+    sample, labels = inputs[0][:1], inputs[1][:1]
+    old, new = tiny_unet(), tiny_unet(rating_channels=4)
+    missing, unexpected = new.load_state_dict(old.state_dict(), strict=False)
+    assert not unexpected and all("rating_conv" in name for name in missing)
+    with torch.no_grad():
+        expected = old(sample, 7, semantic_map=labels).sample
+        assert torch.equal(new(sample, 7, semantic_map=labels).sample, expected)
+        assert torch.equal(new(sample, 7, semantic_map=labels, nodule_ratings=nodule_ratings(5)).sample, expected)
+
+
+def test_ratings_change_the_picture_and_absent_ones_do_not(inputs):
+    sample, labels = inputs[0][:1], inputs[1][:1]
+    unet = with_rating_weights(tiny_unet(rating_channels=4))
+    with torch.no_grad():
+        none = unet(sample, 7, semantic_map=labels).sample
+        torch.testing.assert_close(
+            unet(sample, 7, semantic_map=labels, nodule_ratings=torch.zeros(1, 4, 64, 64)).sample, none
+        )
+        given = [unet(sample, 7, semantic_map=labels, nodule_ratings=nodule_ratings(r)).sample for r in (1, 3, 5)]
+        reused = unet(sample, 7, modulation=unet.compute_modulation(labels, 16, nodule_ratings(5))).sample
+    assert torch.equal(reused, given[-1])
+    for changed in given:  # 3 is given too, though its value is 0: the mask says so
+        assert not torch.allclose(changed, none)
+    assert not torch.allclose(given[0], given[2])
+
+
+def test_pooled_ratings_are_values_and_masks():
+    ratings = nodule_ratings(1, channel=1) + nodule_ratings(4.5, channel=2)
+    pooled = pool_ratings(ratings, (16, 16))
+    assert pooled.shape == (1, 8, 16, 16)
+    inside, outside = pooled[0, :, 7, 7], pooled[0, :, 0, 0]
+    assert inside.tolist() == [0, -1, 0.75, 0, 0, 1, 1, 0] and outside.tolist() == [0] * 8
+
+
+@pytest.mark.parametrize(
+    ("channels", "ratings", "message"),
+    [
+        (0, nodule_ratings(3), "this U-Net has no `rating_channels`"),
+        (4, nodule_ratings(6), r"contains the value 6, but a rating 1\.\.5, or 0"),
+        (4, nodule_ratings(float("nan")), "contains the value nan"),
+        (4, nodule_ratings(3)[:, :2], r"has shape \(1, 2, 64, 64\), but \(1, 4, H, W\) is needed"),
+        (4, nodule_ratings(3)[..., :60], "64x60 pixels cannot be max-pooled to 16x16"),
+    ],
+)
+def test_bad_ratings_are_named(channels, ratings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_unet(rating_channels=channels).compute_modulation(torch.zeros(1, 64, 64, dtype=torch.long), 16, ratings)
