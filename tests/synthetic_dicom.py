@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.pixels import pack_bits
+from pydicom.sequence import Sequence
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
 from skimage.draw import ellipse
 
 
@@ -58,6 +60,31 @@ def write_slice(path: Path, hu: np.ndarray, **tags) -> Path:
             setattr(file, name, value)
     if syntax.is_encapsulated:
         file["PixelData"].VR, file["PixelData"].is_undefined_length = "OB", True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file.save_as(path, enforce_file_format=True)
+    return path
+
+
+def write_segmentation(path: Path, frames: dict[tuple[float, ...], np.ndarray], frame_of_reference: str) -> Path:
+    """Write a binary DICOM segmentation of one segment; `frames` gives the mask (H, W) at each position in mm."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = SegmentationStorage, ExplicitVRLittleEndian
+    meta.MediaStorageSOPInstanceUID = "1.2.9"
+    file = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    file.SOPClassUID, file.SOPInstanceUID, file.Modality = SegmentationStorage, "1.2.9", "SEG"
+    file.FrameOfReferenceUID, file.SegmentationType, file.NumberOfFrames = frame_of_reference, "BINARY", len(frames)
+    masks = np.stack(list(frames.values()))
+    _, file.Rows, file.Columns = masks.shape
+    file.SamplesPerPixel, file.PhotometricInterpretation, file.PixelRepresentation = 1, "MONOCHROME2", 0
+    file.BitsAllocated, file.BitsStored, file.HighBit = 1, 1, 0
+    groups = []
+    for position in frames:
+        plane, group = Dataset(), Dataset()
+        plane.ImagePositionPatient = list(position)
+        group.PlanePositionSequence = Sequence([plane])
+        groups.append(group)
+    file.PerFrameFunctionalGroupsSequence = Sequence(groups)
+    file.PixelData = pack_bits(masks.astype(np.uint8))
     path.parent.mkdir(parents=True, exist_ok=True)
     file.save_as(path, enforce_file_format=True)
     return path

@@ -121,17 +121,18 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_windows(split: Dataset, edge: int, max_nodules: int | None) -> list[NoduleWindow]:
-    """The windows around the first nodules of a split.
+    """The windows around the first rated nodules of a split.
 
     Raises:
-        ValueError: where there is none, or a nodule without ratings.
+        ValueError: where there is none.
     """
-    windows = list(nodule_windows(split, edge))[:max_nodules]
+    windows = list(nodule_windows(split, edge))
     if not windows:
         raise ValueError(f"the split has no slice of at least {edge}x{edge} pixels with a nodule, but one is needed.")
-    if any(window.ratings[feature] is None for window in windows for feature in NODULE_FEATURES):
-        raise ValueError("the split has nodules without ratings, which say nothing of control.")
-    return windows
+    rated = [window for window in windows if all(window.ratings[feature] for feature in NODULE_FEATURES)]
+    if not rated:
+        raise ValueError("the split has nodules without ratings only, which say nothing of control.")
+    return rated[:max_nodules]
 
 
 def open_guided_pipeline(path: str | Path) -> LSDMGuidedPipeline:

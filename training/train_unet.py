@@ -38,7 +38,12 @@ from lsdm_diffusers.hub.publishing import (
 )
 from lsdm_diffusers.labels import PALETTE, SemanticLabel
 from lsdm_diffusers.nodule_features import NODULE_FEATURES
-from lsdm_diffusers.training.data import add_data_arguments, open_splits, validation_slices
+from lsdm_diffusers.training.data import (
+    add_data_arguments,
+    open_splits,
+    spread_over_patients,
+    validation_slices,
+)
 from lsdm_diffusers.training.encoded_rows import RowEncoder, RowPool, cached_pools, live_pools
 from lsdm_diffusers.training.latent_batches import Batch, BatchPlan, drop_labels, drop_ratings, stack_rows
 from lsdm_diffusers.training.run_arguments import RunSettings, add_optimisation_arguments, add_run_arguments
@@ -73,6 +78,12 @@ def parse_args() -> argparse.Namespace:
         default=1,
         help="Times that each row is encoded: as it is, and then mirrored, turned, scaled, and changed in HU as "
         "scanners differ. Default: %(default)s, no augmentation.",
+    )
+    data.add_argument(
+        "--max_slices_per_patient",
+        type=int,
+        default=None,
+        help="Train on at most this many slices of a patient, evenly spread over them. Default: all.",
     )
     data.add_argument(
         "--balance_patients",
@@ -210,6 +221,10 @@ def parse_args() -> argparse.Namespace:
         raise SystemExit(f"--augmentation_views is {args.augmentation_views}, but at least 1 is needed.")
     if args.snr_gamma is not None and args.snr_gamma <= 0:
         raise SystemExit(f"--snr_gamma is {args.snr_gamma}, but a number above 0 is needed.")
+    if args.max_slices_per_patient is not None and args.max_slices_per_patient < 1:
+        raise SystemExit(f"--max_slices_per_patient is {args.max_slices_per_patient}, but at least 1 is needed.")
+    if args.streaming and args.max_slices_per_patient is not None:
+        raise SystemExit("--streaming reads the rows once; it cannot be used with --max_slices_per_patient.")
     if args.streaming and not args.cache_latents:
         raise SystemExit("--streaming reads the rows once, to encode them; it cannot be used with --no-cache_latents.")
     return args
@@ -368,6 +383,8 @@ def main() -> None:
         vae = AutoencoderKL.from_pretrained(args.pretrained_vae).requires_grad_(False).eval().to(accelerator.device)
         source = args.dataset_name or args.train_data_dir
         dataset = open_splits(source, args.streaming, args.max_train_samples, args.seed)
+        if args.max_slices_per_patient is not None:
+            dataset["train"] = spread_over_patients(dataset["train"], args.max_slices_per_patient)
         pools = open_pools(args, run, dataset, vae)
     except ValueError as error:
         raise SystemExit(f"train_unet.py: {error}") from None

@@ -1,7 +1,8 @@
 """A folder of public collections of The Cancer Imaging Archive (TCIA), which the small checkpoint was trained on.
 
-The folder holds one sub-folder for each collection: axial slices (DICOM, also inside .tar.xz archives), and in
-`lidc-nodule-patches/` patches of 71x71 pixels around rated nodules of LIDC-IDRI (`patches_hu.npz`, `index.csv`).
+The folder holds one sub-folder for each collection: axial slices (DICOM, also inside .tar.xz archives), beside them
+segmentations of tumours (DICOM, modality SEG), and in `lidc-nodule-patches/` patches of 71x71 pixels around rated
+nodules of LIDC-IDRI (`patches_hu.npz`, `index.csv`).
 """
 
 import csv
@@ -9,11 +10,12 @@ import hashlib
 import logging
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pydicom
 from tqdm.auto import tqdm
 
 from ..hounsfield import HU_MAX, HU_MIN
@@ -22,6 +24,8 @@ from ..nodule_features import NODULE_FEATURES
 from ..segmentation import contour_mask
 
 logger = logging.getLogger(__name__)
+
+HEADER = ["Modality", "FrameOfReferenceUID", "ImagePositionPatient"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class CollectionSlice:
     hu: np.ndarray  # (H, W) float32, clipped to [-1024, 800]
     pixel_spacing_mm: float
     orientation: Orientation = STANDARD  # how the stored pixels were turned
+    tumour: np.ndarray | None = None  # (H, W) boolean: the pixels that a segmentation marks; None without one
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,9 @@ def in_validation(patient_id: str, percent: int) -> bool:
 
 
 def read_collection_slices(data_dir: Path) -> Iterator[CollectionSlice]:
-    """Read every axial CT slice of the folder and its archives.
+    """Read every axial CT slice of the folder and its archives, with the tumours that segmentations mark in it.
 
-    Other DICOM files, such as segmentations, are passed over with a warning.
+    Other DICOM files are passed over with a warning.
 
     Args:
         data_dir: folder of the collections.
@@ -94,25 +99,70 @@ def read_collection_slices(data_dir: Path) -> Iterator[CollectionSlice]:
     return _read_slices(data_dir)
 
 
+Plane = tuple[str, tuple[float, ...]]  # frame of reference, and position of the first pixel in 1/10 mm
+
+
+def _plane(frame_of_reference: str, position_mm: Sequence[float]) -> Plane:
+    return frame_of_reference, tuple(round(10 * float(value)) for value in position_mm)
+
+
+def _read_tumours(path: Path) -> dict[Plane, np.ndarray]:
+    """The frames of a DICOM segmentation that mark anything, by their plane; they lie as the CT's stored pixels do.
+
+    Raises:
+        DicomError: for a file that lacks frames, their planes or the frame of reference.
+    """
+    segmentation = pydicom.dcmread(path)
+    for keyword in ("PerFrameFunctionalGroupsSequence", "FrameOfReferenceUID"):
+        if keyword not in segmentation:
+            raise DicomError(f"a segmentation without {keyword}")
+    frames = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns) > 0
+    tumours: dict[Plane, np.ndarray] = {}
+    for frame, groups in zip(frames, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
+        if frame.any():
+            position = groups.PlanePositionSequence[0].ImagePositionPatient
+            plane = _plane(str(segmentation.FrameOfReferenceUID), position)
+            tumours[plane] = tumours.get(plane, False) | frame
+    return tumours
+
+
 def _read_slices(data_dir: Path) -> Iterator[CollectionSlice]:
     with tempfile.TemporaryDirectory() as unpacked:
         for archive in sorted(data_dir.glob("*/*.tar.xz")):
             with tarfile.open(archive) as tar:
                 tar.extractall(Path(unpacked) / archive.parent.name, filter="data")
         paths = sorted(path for root in (data_dir, Path(unpacked)) for path in root.rglob("*.dcm"))
-        for path in tqdm(paths, desc="slices"):
+        headers = {path: pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER) for path in paths}
+        tumours: dict[Plane, np.ndarray] = {}
+
+        def warn(path: Path, error: DicomError) -> None:
+            folder = unpacked if path.is_relative_to(unpacked) else data_dir
+            logger.warning("%s is left out: %s", path.relative_to(folder), error)
+
+        segmentations = [path for path, header in headers.items() if header.get("Modality") == "SEG"]
+        for path in segmentations:
+            try:
+                tumours |= _read_tumours(path)
+            except DicomError as error:
+                warn(path, error)
+        for path in tqdm([path for path in paths if path not in segmentations], desc="slices"):
+            header = headers[path]
             try:
                 ct = read_slice(str(path), whole_hu=False)
             except DicomError as error:
-                folder = unpacked if path.is_relative_to(unpacked) else data_dir
-                logger.warning("%s is left out: %s", path.relative_to(folder), error)
+                warn(path, error)
                 continue
+            tumour = None
+            if tumours and "ImagePositionPatient" in header:
+                plane = _plane(str(header.get("FrameOfReferenceUID")), header.ImagePositionPatient)
+                tumour = tumours.get(plane)
             yield CollectionSlice(
                 ct.patient_id,
                 ct.sop_instance_uid,
                 np.clip(ct.hu, HU_MIN, HU_MAX),
                 ct.pixel_spacing_mm,
                 ct.orientation,
+                None if tumour is None else ct.orientation.turn(tumour),
             )
 
 

@@ -57,7 +57,7 @@ def augment(
             cv2.warpAffine(array, matrix, (width, height), flags=interpolation, borderMode=border, borderValue=fill)
         )
 
-    pixels = warped(pixels, cv2.INTER_LANCZOS4, -1.0)
+    pixels = warped(pixels, cv2.INTER_CUBIC, -1.0)
     semantic_map = warped(semantic_map, cv2.INTER_NEAREST, int(SemanticLabel.BACKGROUND))
     ratings = np.stack([warped(rating, cv2.INTER_NEAREST, 0.0) for rating in ratings])
 

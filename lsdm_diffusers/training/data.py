@@ -98,6 +98,22 @@ def whole_slices(split: Dataset | IterableDataset) -> Dataset | IterableDataset:
     return rows_of_kind(split, lambda kind: kind != "nodule")
 
 
+def spread_over_patients(split: Dataset, number: int) -> Dataset:
+    """At most `number` whole slices of each patient, evenly spread over them, and all crops around nodules.
+
+    Args:
+        split: with the column `patient_id`.
+        number: of slices.
+    """
+    is_slice = row_kinds(split) != "nodule"
+    patients = np.array(split["patient_id"])
+    kept = [np.flatnonzero(~is_slice)]
+    for patient in np.unique(patients[is_slice]):
+        rows = np.flatnonzero(is_slice & (patients == patient))
+        kept.append(rows[np.linspace(0, len(rows) - 1, min(number, len(rows))).astype(int)])
+    return split.select(np.sort(np.concatenate(kept)))
+
+
 def spread_rows(split: Dataset | IterableDataset, number: int) -> list[dict[str, Any]]:
     """At most `number` rows, evenly spread over a split; of a stream, drawn from its first `SHUFFLE_BUFFER` rows."""
     if isinstance(split, Dataset):

@@ -27,6 +27,7 @@ from PIL import Image
 from lsdm_diffusers import NoduleClassifier, SpadeUNet2DModel, small_checkpoint
 from lsdm_diffusers.training.autoencoder_loss import AutoencoderLoss
 from lsdm_diffusers.training.encoded_rows import CachedRows, RowEncoder, encode_rows, live_pools
+from lsdm_diffusers.training.latent_batches import BatchPlan
 
 TRAINING = Path(__file__).parents[2] / "training"
 SLICE_SIZE = 512
@@ -148,12 +149,12 @@ def time_unet(vae: AutoencoderKL, scheduler: DDPMScheduler, repeats: int, genera
         "cached": {"slices": CachedRows(encode_rows(rows, encoder)["slices"])},
         "encoded as drawn": live_pools(rows, encoder),
     }
-    args = SimpleNamespace(seed=0, crop_size=SLICE_SIZE, train_batch_size=1, nodule_probability=0.0)
+    plan = BatchPlan(crop_edge=SLICE_SIZE // VAE_FACTOR, batch_size=1)
     steps, seconds = unet_steps(unet_script, scheduler), defaultdict(list)
     for repeat in range(repeats + 1):
         for name, pool in pools.items():
             start = time.perf_counter()
-            batch = unet_script.training_batch(pool, repeat, VAE_FACTOR, args)
+            batch = plan.draw(pool, repeat)
             seconds[name].append(time.perf_counter() - start)
         noise, timesteps = torch.randn_like(batch["latents"]), torch.randint(1000, (1,))
         for name, step in steps.items():

@@ -9,7 +9,7 @@ import pytest
 from lsdm_diffusers.data.tcia import in_validation, read_collection_slices, read_nodule_patches
 from lsdm_diffusers.nodule_features import NODULE_FEATURES
 
-from ..synthetic_dicom import thorax_hu, write_slice
+from ..synthetic_dicom import thorax_hu, write_segmentation, write_slice
 
 PATCH_EDGE = 71
 
@@ -55,7 +55,33 @@ def test_slices_are_read_also_from_archives_and_others_passed_over(tmp_path, cap
         expected = thorax_hu(2 if ct.patient_id == "p2" else 0)
         np.testing.assert_array_equal(ct.hu, expected)
         assert ct.hu.dtype == np.float32 and ct.pixel_spacing_mm == 0.7
-    assert "a-collection/slices/seg.dcm is left out: modality 'SEG' instead of CT" in caplog.text
+    assert (
+        "a-collection/slices/seg.dcm is left out: a segmentation without PerFrameFunctionalGroupsSequence"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_tumours_lie_in_the_slices_of_their_plane(tmp_path, turned):
+    """Frames are matched by frame of reference and position; a prone slice is turned with its tumour."""
+    mask = np.zeros((512, 512), dtype=bool)
+    mask[100:120, 300:340] = True
+    orientation = [-1, 0, 0, 0, -1, 0] if turned else [1, 0, 0, 0, 1, 0]
+    header = {"PatientID": "p1", "FrameOfReferenceUID": "1.5", "ImageOrientationPatient": orientation}
+    for number in range(3):
+        position = [-170.0, -160.0, 2.5 * number]
+        write_slice(
+            tmp_path / "c" / f"{number}.dcm",
+            thorax_hu(),
+            SOPInstanceUID=f"1.{number + 1}",
+            ImagePositionPatient=position,
+            **header,
+        )
+    frames = {(-170.0, -160.0, 2.5): mask, (-170.0, -160.0, 5.0): np.zeros_like(mask)}
+    write_segmentation(tmp_path / "c" / "tumour-seg" / "seg.dcm", frames, frame_of_reference="1.5")
+    tumours = {ct.sop_instance_uid: ct.tumour for ct in read_collection_slices(tmp_path)}
+    assert tumours["1.1"] is None and tumours["1.3"] is None
+    np.testing.assert_array_equal(tumours["1.2"], mask[::-1, ::-1] if turned else mask)
 
 
 def test_a_folder_without_slices_is_named(tmp_path):

@@ -12,7 +12,7 @@ from lsdm_diffusers.labels import SemanticLabel
 
 from ..conftest import TRAINING
 from ..data.test_tcia import write_collections
-from ..synthetic_dicom import thorax_hu
+from ..synthetic_dicom import thorax_hu, write_segmentation, write_slice
 
 SCRIPT = TRAINING / "recipes" / "lung-ct-small" / "prepare_dataset.py"
 
@@ -51,6 +51,29 @@ def test_a_folder_of_collections_becomes_a_dataset(tmp_path, monkeypatch, capsys
     crop = rows["validation"]["nodule"]
     assert crop["image"].size == (64, 64) and crop["nodules"][0]["centroid_yx"] == [32, 32]
     assert np.asarray(crop["semantic_map"])[32, 32] == SemanticLabel.NODULE_MALIGNANT
+
+
+def test_segmented_tumours_become_malignant_nodules_without_ratings(tmp_path, monkeypatch):
+    write_collections(tmp_path / "collections")
+    tumour = np.zeros((512, 512), dtype=bool)
+    tumour[240:260, 130:150] = True
+    tumour[100, 100:104] = True  # a frayed end
+    frames = {(-180.0, -180.0, 0.0): tumour}
+    folder = tmp_path / "collections" / "c-collection"
+    write_slice(folder / "1.dcm", thorax_hu(), PatientID="p3", SOPInstanceUID="1.3", FrameOfReferenceUID="1.5")
+    write_segmentation(folder / "seg.dcm", frames, frame_of_reference="1.5")
+    run(
+        monkeypatch,
+        *("--data_dir", tmp_path / "collections"),
+        *("--output_dir", tmp_path / "dataset"),
+        *("--validation_percent", 50),
+    )
+    splits = load_dataset(str(tmp_path / "dataset"), cache_dir=str(tmp_path / "cache"))
+    rows = [row for split in splits.values() for row in split if row["patient_id"] == "p3" and row["kind"] == "slice"]
+    labels = np.asarray(rows[0]["semantic_map"])
+    assert (labels == SemanticLabel.NODULE_MALIGNANT).sum() == 400 and labels[250, 140] == 7
+    (nodule,) = rows[0]["nodules"]
+    assert nodule["centroid_yx"] == [249.5, 139.5] and nodule["malignancy"] is None and nodule["texture"] is None
 
 
 def test_a_split_without_patients_is_refused(tmp_path, monkeypatch):

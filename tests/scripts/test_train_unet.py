@@ -2,15 +2,13 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
 from lsdm_diffusers import LSDMGuidedPipeline
-from lsdm_diffusers.labels import SemanticLabel
 
-from ..conftest import BETAS, assert_same_weights, sample
+from ..conftest import BETAS, assert_same_weights, sample, tiny_unet
 from ..hub_stand_in import stand_in_hub
 from .conftest import WEIGHTS, launch, script_module
 
@@ -26,8 +24,11 @@ def train_unet():
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(train_kill_and_resume, dataset, vae, semantic_map):
     flags = "--block_out_channels 16 32 --attention_levels 0 1 --layers_per_block 1 --norm_num_groups 8 "
-    flags += "--attention_head_dim 8 --spade_hidden_channels 8 --crop_size 64 --train_batch_size 2 --random_flip "
-    flags += "--snr_gamma 5 --label_dropout 0.3 --blank_background --prediction_type v_prediction"
+    flags += (
+        "--attention_head_dim 8 --spade_hidden_channels 8 --crop_size 64 --train_batch_size 2 --augmentation_views 2 "
+    )
+    flags += "--snr_gamma 5 --label_dropout 0.3 --blank_background --prediction_type v_prediction "
+    flags += "--nodule_ratings --window_probability 0.4 --window_size 32 --max_slices_per_patient 1"
     flags = ["--dataset_name", dataset, "--pretrained_vae", vae, *flags.split()]
     folder = train_kill_and_resume(SCRIPT, flags)
     assert (folder / "validation-12.png").is_file() and (folder / "log.jsonl").read_text().count("\n") == 1
@@ -37,7 +38,7 @@ def test_a_killed_run_resumes_to_the_same_weights(train_kill_and_resume, dataset
 
 @pytest.mark.slow
 def test_latents_encoded_as_drawn_train_the_same_weights(tmp_path, train, stage_flags):
-    flags = [*stage_flags(SCRIPT), "--max_train_steps", 2, "--random_flip"]
+    flags = [*stage_flags(SCRIPT), "--max_train_steps", 2, "--augmentation_views", 2, "--nodule_ratings"]
     train(SCRIPT, *flags, "--output_dir", tmp_path / "cached")
     train(SCRIPT, *flags, "--output_dir", tmp_path / "live", "--no-cache_latents")
     assert (tmp_path / "cached" / "latents" / "train.safetensors").exists()
@@ -50,7 +51,7 @@ def test_latents_of_other_flags_are_refused(tmp_path, train, stage_flags):
     flags += ["--num_validation_images", 0]
     train(SCRIPT, *flags, "--output_dir", tmp_path / "first")
     with pytest.raises(SystemExit, match="from other data or with other flags; remove it"):
-        train(SCRIPT, *flags, "--random_flip", "--output_dir", tmp_path / "second")
+        train(SCRIPT, *flags, "--augmentation_views", 2, "--output_dir", tmp_path / "second")
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -78,24 +79,14 @@ def test_min_snr_weights(train_unet, prediction_type):
         assert loss.item() == pytest.approx(min(snr, 5.0) * squared_error, rel=1e-4)
 
 
-def test_label_dropout_drops_the_map_or_one_label(train_unet):
-    labels = torch.tensor([[0, 1, 4, 7]]).expand(2000, 4, 4).clone()
-    batch = {"labels": labels.clone(), "map_latents": torch.ones(2000, 3, 4, 4)}
-    train_unet.drop_labels(batch, 0.4, np.random.default_rng(0))
-    dropped = batch["map_latents"][:, 0] == 0
-    assert (batch["labels"][dropped] == SemanticLabel.BACKGROUND).all()
-    assert torch.equal(batch["labels"][~dropped], labels[~dropped])
-    columns = dropped[:, 0].sum(dim=1)  # each label is one column
-    whole_maps, single_labels = (columns == 4).float().mean().item(), (columns == 1).float().mean().item()
-    assert whole_maps == pytest.approx(0.2, abs=0.03)
-    assert single_labels == pytest.approx(0.2, abs=0.03)
-    assert set(columns.tolist()) == {0, 1, 4}
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--streaming", "--no-cache_latents"), "it cannot be used with --no-cache_latents"),
+        (("--streaming", "--max_slices_per_patient", 2), "it cannot be used with --max_slices_per_patient"),
+        (("--max_slices_per_patient", 0), "--max_slices_per_patient is 0, but at least 1 is needed"),
+        (("--augmentation_views", 0), "--augmentation_views is 0, but at least 1 is needed"),
+        (("--window_probability", -1), "--window_probability is -1.0, but 0..1 is needed"),
         (("--label_dropout", 2), "--label_dropout is 2.0, but 0..1 is needed"),
         (("--snr_gamma", 0), "--snr_gamma is 0.0, but a number above 0 is needed"),
     ],
@@ -103,6 +94,19 @@ def test_label_dropout_drops_the_map_or_one_label(train_unet):
 def test_wrong_flags_say_what_is_allowed(tmp_path, train, dataset, vae, flags, message):
     with pytest.raises(SystemExit, match=message):
         train(SCRIPT, "--dataset_name", dataset, "--pretrained_vae", vae, *flags, "--output_dir", tmp_path / "run")
+
+
+def test_rating_channels_are_added_to_a_trained_unet(train_unet, tmp_path):
+    """It draws the same pictures until its new weights are trained."""
+    tiny_unet().save_pretrained(tmp_path)
+    args = SimpleNamespace(pretrained_unet=tmp_path, nodule_ratings=True, gradient_checkpointing=False)
+    unet = train_unet.build_unet(args, vae=None, factor=4).eval()
+    assert unet.config.rating_channels == 4
+    latents, labels = torch.randn(1, 6, 16, 16), torch.full((1, 16, 16), 7)
+    ratings = torch.full((1, 4, 16, 16), 5.0)
+    with torch.no_grad():
+        expected = tiny_unet()(latents, 5, semantic_map=labels).sample
+        assert torch.equal(unet(latents, 5, semantic_map=labels, nodule_ratings=ratings).sample, expected)
 
 
 @pytest.mark.slow

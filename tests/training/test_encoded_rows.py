@@ -9,7 +9,14 @@ from PIL import Image as PILImage
 from lsdm_diffusers.data.dataset import scaled_pixels
 from lsdm_diffusers.labels import SemanticLabel
 from lsdm_diffusers.latents import encode_map, encode_pixels
-from lsdm_diffusers.training.encoded_rows import RowEncoder, cached_pools, encode_rows, live_pools
+from lsdm_diffusers.training.encoded_rows import (
+    RATING_UNIT,
+    CachedRows,
+    RowEncoder,
+    cached_pools,
+    encode_rows,
+    live_pools,
+)
 
 from ..conftest import tiny_vae
 
@@ -44,26 +51,63 @@ def test_a_row_is_encoded_as_the_pipeline_encodes_it(vae):
     assert encoded["labels"].shape == (8, 8) and encoded["labels"][5, 5] == SemanticLabel.NODULE_MALIGNANT
 
 
-def test_half_of_the_rows_are_mirrored(vae):
+def test_the_first_view_is_the_row_and_the_others_are_augmented_each_in_its_own_way(vae):
     row = make_split([32])[0]
-    plain, flipping = RowEncoder(vae), RowEncoder(vae, random_flip=True)
-    mirrored = []
-    for index in range(40):
-        labels = flipping.encode(row, index)["labels"]
-        mirrored.append(not torch.equal(labels, plain.encode(row, index)["labels"]))
-        assert torch.equal(labels.flip(1) if mirrored[-1] else labels, plain.encode(row, index)["labels"])
-    assert 10 < sum(mirrored) < 30
+    plain, viewing = RowEncoder(vae).encode(row, 0), RowEncoder(vae, views=3)
+    views = [viewing.encode(row, 0, view) for view in range(3)]
+    assert torch.equal(views[0]["latents"], plain["latents"])
+    assert not torch.equal(views[1]["latents"], views[2]["latents"])
+    assert torch.equal(views[1]["latents"], viewing.encode(row, 0, 1)["latents"])
+    assert not torch.equal(views[1]["latents"], RowEncoder(vae, seed=1, views=3).encode(row, 0, 1)["latents"])
+
+
+def rated_row(ratings, centroid_yx=(20.0, 21.0)):
+    """A row of one nodule, with the ratings listed for it."""
+    return make_split([32])[0] | {"nodules": [{"centroid_yx": list(centroid_yx), **ratings}]}
+
+
+def test_the_listed_ratings_lie_where_the_map_shows_the_nodule(vae):
+    encoded = RowEncoder(vae).encode(rated_row({"malignancy": 5.0, "texture": 2.5, "lobulation": None}), 0)
+    expected = torch.zeros(4, 8, 8)
+    expected[0, 5, 5], expected[3, 5, 5] = 5, 2.5
+    torch.testing.assert_close(encoded["ratings"] / RATING_UNIT, expected)
+
+
+def test_a_nodule_that_is_listed_elsewhere_has_no_ratings(vae):
+    assert not RowEncoder(vae).encode(rated_row({"malignancy": 5.0}, (10.0, 10.0)), 0)["ratings"].any()
+    assert not RowEncoder(vae).encode(make_split([32])[0], 0)["ratings"].any()
+
+
+def test_the_neutral_map_hides_malignancy_alone(vae):
+    row = rated_row({"malignancy": 5.0})
+    encoded = RowEncoder(vae, neutral_maps=True).encode(row, 0)
+    labels = torch.from_numpy(np.array(row["semantic_map"])).clone()
+    labels[labels == SemanticLabel.NODULE_MALIGNANT] = SemanticLabel.NODULE_INDETERMINATE
+    with torch.no_grad():
+        expected = encode_map(vae, labels[None])[0]
+    torch.testing.assert_close(encoded["neutral_map_latents"].float(), expected, atol=2e-3, rtol=2e-3)
+    assert "neutral_map_latents" not in RowEncoder(vae).encode(row, 0)
+
+
+def test_rows_are_grouped_by_patient(vae):
+    split = make_split([32] * 4, ["slice"] * 4).add_column("patient_id", ["a", "b", "a", "b"])
+    pool = CachedRows(encode_rows(split, RowEncoder(vae, views=2))["slices"])
+    assert sorted(group.tolist() for group in pool.patients) == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    assert sorted(map(len, pool.nodule_patients)) == [4, 4]
 
 
 def test_live_and_cached_pools_are_the_same(vae, tmp_path):
     split, encoder = (
         make_split([64, 32, 64], ["slice", "nodule", "slice_with_nodules"]),
-        RowEncoder(vae, 3, True, True),
+        RowEncoder(vae, 3, 2, True, True),
     )
     live, cached = live_pools(split, encoder), cached_pools(tmp_path / "rows.safetensors", split, encoder, len(split))
     assert live.keys() == cached.keys() == {"slices", "nodules"}
     for name, pool in live.items():
-        assert len(pool) == len(cached[name]) == {"slices": 2, "nodules": 1}[name]
+        assert len(pool) == len(cached[name]) == {"slices": 4, "nodules": 2}[name]
+        for attribute in ("patients", "nodule_patients"):
+            both = zip(getattr(pool, attribute), getattr(cached[name], attribute), strict=True)
+            assert all(np.array_equal(*pair) for pair in both)
         assert pool.shape == cached[name].shape == {"slices": (16, 16), "nodules": (8, 8)}[name]
         for index in range(len(pool)):
             for part, tensor in pool[index].items():

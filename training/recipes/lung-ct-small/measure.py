@@ -112,7 +112,8 @@ def nodule_contrasts(sample: Sample) -> dict[str, list[float]]:
         surroundings = near & (ct_slice.semantic_map == SemanticLabel.LUNG)
         if mask.sum() < MIN_NODULE_PIXELS or not surroundings.any():
             continue
-        solid = nearest_entry(ct_slice.entries, nodule.centroid_yx)["texture"] >= SOLID_TEXTURE
+        texture = nearest_entry(ct_slice.entries, nodule.centroid_yx)["texture"]
+        solid = texture is not None and texture >= SOLID_TEXTURE
         for prefix, image in (("", sample.generated), ("real_", ct_slice.hu)):
             contrast = float(image[mask].mean() - image[surroundings].mean())
             contrasts[f"{prefix}nodule_contrast_hu"].append(contrast)

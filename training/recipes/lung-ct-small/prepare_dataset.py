@@ -6,7 +6,8 @@ The folder holds one sub-folder for each collection: axial slices (DICOM, also i
 `lidc-nodule-patches/` crops of 71x71 pixels in HU around rated LIDC-IDRI nodules (`patches_hu.npz`, `index.csv`). The
 result loads with `datasets.load_dataset(output_dir)`. Each row has a `kind`:
 
-* `slice`: a whole axial slice with its semantic map (labels 0..4; the nodules of LIDC-IDRI-0001 are painted in);
+* `slice`: a whole axial slice with its semantic map (labels 0..4; painted in are the nodules of LIDC-IDRI-0001, and
+  the tumours that QIN LUNG CT outlines, which are cancers: label 7, without ratings);
 * `slice_with_nodules`: the same slice with rated nodules pasted into its lungs, which come from patients of the same
   split. Whole slices with annotated nodules are rare, and a model that has seen nodules in crops alone draws them
   faintly in whole slices;
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
-from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter, median_filter
+from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter, label, median_filter
 from skimage.morphology import disk, opening, remove_small_objects
 from tqdm.auto import tqdm
 
@@ -43,6 +44,8 @@ PATCH_TISSUE_HU = -475  # half-way from aerated lung to soft tissue
 PATCH_PADDING = 6  # pixels; more than the radius of the opening
 MIN_WALL_PIXELS = 151  # of chest wall in a patch; smaller pieces are vessels
 PARENCHYMA_HU = -650  # mean around a nodule; above it the nodule lies against chest wall or mediastinum
+TUMOUR_RATING = 5  # of malignancy, for the label of a tumour that a segmentation marks
+MIN_TUMOUR_PIXELS = 20  # of one piece of a segmentation; smaller ones are its frayed ends
 PASTE_MARGIN = 4  # pixels of surroundings that are pasted with a nodule, blended at the edge
 FEATURES = Features(
     {
@@ -121,6 +124,15 @@ def nodule_entry(patch: NodulePatch, centroid_yx: tuple[float, float]) -> dict[s
     return {"patient_id": patch.patient_id, "centroid_yx": list(centroid_yx), **patch.ratings}
 
 
+def tumour_masks(tumour: np.ndarray | None) -> list[np.ndarray]:
+    """The pieces of a segmented tumour in a slice, each a boolean mask (H, W)."""
+    if tumour is None:
+        return []
+    pieces, _ = label(tumour, np.ones((3, 3)))
+    masks = [pieces == number for number in range(1, pieces.max() + 1)]
+    return [mask for mask in masks if mask.sum() >= MIN_TUMOUR_PIXELS]
+
+
 def make_row(
     hu: np.ndarray,
     semantic_map: np.ndarray,
@@ -191,6 +203,12 @@ def main() -> None:
             painted.append((mask, patch.ratings["malignancy"]))
             y, x = np.argwhere(mask).mean(axis=0)
             annotated.append(nodule_entry(patch, (y, x)))
+        for mask in tumour_masks(ct.tumour):
+            painted.append((mask, TUMOUR_RATING))
+            y, x = np.argwhere(mask).mean(axis=0)
+            annotated.append(
+                {"patient_id": ct.patient_id, "centroid_yx": [y, x], **dict.fromkeys(NODULE_FEATURES, None)}
+            )
         semantic_map = semantic_map_from_hu(ct.hu, ct.pixel_spacing_mm, painted)
         rows[split].append(make_row(ct.hu, semantic_map, "slice", ct.patient_id, ct.pixel_spacing_mm, annotated))
         if (semantic_map == SemanticLabel.LUNG).sum() > MIN_LUNG_PIXELS:
