@@ -69,7 +69,7 @@ def parse_args() -> argparse.Namespace:
         "--cache_latents",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="Encode every row once, keep the latents in a file and in memory (0.3 MB for a slice of 512x512). "
+        help="Encode every row once, keep the latents in a file and in memory (0.3 to 0.4 MB for a view of 512x512). "
         "Off: encode rows each time that they are drawn. Default: on.",
     )
     data.add_argument(
@@ -221,6 +221,8 @@ def parse_args() -> argparse.Namespace:
         raise SystemExit(f"--augmentation_views is {args.augmentation_views}, but at least 1 is needed.")
     if args.snr_gamma is not None and args.snr_gamma <= 0:
         raise SystemExit(f"--snr_gamma is {args.snr_gamma}, but a number above 0 is needed.")
+    if args.nodule_ratings and args.spade_blocks == "none":
+        raise SystemExit("--nodule_ratings gives ratings to SPADE blocks; it cannot be used with --spade_blocks none.")
     if args.max_slices_per_patient is not None and args.max_slices_per_patient < 1:
         raise SystemExit(f"--max_slices_per_patient is {args.max_slices_per_patient}, but at least 1 is needed.")
     if args.streaming and args.max_slices_per_patient is not None:

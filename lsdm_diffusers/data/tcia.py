@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
@@ -28,10 +29,34 @@ logger = logging.getLogger(__name__)
 HEADER = ["Modality", "FrameOfReferenceUID", "ImagePositionPatient"]
 
 
+class Collection(NamedTuple):
+    """A collection of TCIA: what must be named wherever its images, or what derives from them, go."""
+
+    name: str
+    licence: str
+    reference: str
+
+
+COLLECTIONS = {  # by the name of their folder
+    "acrin-flt-breast-001": Collection("ACRIN-FLT-Breast", "CC BY 3.0", "doi:10.7937/K9/TCIA.2017.OL20ZMXG"),
+    "cmb-crc-msb-01068": Collection("CMB-CRC", "CC BY 4.0", "doi:10.7937/DJG7-GZ87"),
+    "cptac-pda-c3l-00189": Collection("CPTAC-PDA", "CC BY 4.0", "TCIA"),
+    "lidc-idri-0001": Collection("LIDC-IDRI", "CC BY 3.0", "doi:10.7937/K9/TCIA.2015.LO9QL9SX"),
+    "lidc-nodule-patches": Collection("LIDC-IDRI", "CC BY 3.0", "doi:10.7937/K9/TCIA.2015.LO9QL9SX"),
+    "lung-pet-ct-dx": Collection("Lung-PET-CT-Dx", "CC BY 4.0", "TCIA"),
+    "lungfcp-01-0001": Collection("Lung-Fused-CT-Pathology", "CC BY", "TCIA"),
+    "qin-lung-ct": Collection("QIN LUNG CT", "CC BY 3.0", "doi:10.7937/K9/TCIA.2015.NPGZYZBZ"),
+    "rider-pilot-0117": Collection("RIDER Pilot", "CC BY 4.0", "TCIA"),
+    "tcga-luad-slices": Collection("TCGA-LUAD", "CC BY 3.0", "doi:10.7937/K9/TCIA.2016.JGNIHEP5"),
+    "tcga-lusc-slices": Collection("TCGA-LUSC", "CC BY 3.0", "doi:10.7937/K9/TCIA.2016.TYGKKFMQ"),
+}
+
+
 @dataclass(frozen=True)
 class CollectionSlice:
     """One axial slice of a collection."""
 
+    collection: str  # the name of its folder
     patient_id: str
     sop_instance_uid: str
     hu: np.ndarray  # (H, W) float32, clipped to [-1024, 800]
@@ -135,9 +160,11 @@ def _read_slices(data_dir: Path) -> Iterator[CollectionSlice]:
         headers = {path: pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER) for path in paths}
         tumours: dict[Plane, np.ndarray] = {}
 
+        def name(path: Path) -> Path:
+            return path.relative_to(unpacked if path.is_relative_to(unpacked) else data_dir)
+
         def warn(path: Path, error: DicomError) -> None:
-            folder = unpacked if path.is_relative_to(unpacked) else data_dir
-            logger.warning("%s is left out: %s", path.relative_to(folder), error)
+            logger.warning("%s is left out: %s", name(path), error)
 
         segmentations = [path for path, header in headers.items() if header.get("Modality") == "SEG"]
         for path in segmentations:
@@ -157,6 +184,7 @@ def _read_slices(data_dir: Path) -> Iterator[CollectionSlice]:
                 plane = _plane(str(header.get("FrameOfReferenceUID")), header.ImagePositionPatient)
                 tumour = tumours.get(plane)
             yield CollectionSlice(
+                name(path).parts[0],
                 ct.patient_id,
                 ct.sop_instance_uid,
                 np.clip(ct.hu, HU_MIN, HU_MAX),

@@ -135,7 +135,7 @@ class RowEncoder:
         """
         weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in self.vae.state_dict().values())
         digest = hashlib.sha256(weights)
-        settings = [self.seed, self.views, self.blank_background, self.vae.config.scaling_factor, size, self.parts]
+        settings = [self.seed, self.views, self.blank_background, self.vae.config.scaling_factor, size]
         if self.views > 1:
             settings.append(AUGMENTATION)
         digest.update(repr(settings).encode())
@@ -278,11 +278,12 @@ def cached_pools(
         with part_file(file) as part_path:
             save_file(tensors, part_path, {"source": fingerprint})
     with safe_open(file, "pt") as saved:
-        if (saved.metadata() or {}).get("source") != fingerprint:
+        present = [name for name in POOLS if f"{name}.labels" in saved.keys()]
+        needed = {f"{name}.{part}" for name in present for part in encoder.parts}
+        if (saved.metadata() or {}).get("source") != fingerprint or not needed <= set(saved.keys()):
             raise ValueError(
                 f"{file} was encoded by another autoencoder, from other data or with other flags; remove it."
             )
-        present = [name for name in POOLS if f"{name}.labels" in saved.keys()]
         return {
             name: CachedRows({part: saved.get_tensor(f"{name}.{part}") for part in encoder.parts}) for name in present
         }

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from datasets import load_dataset
+from huggingface_hub import DatasetCard
 
 from lsdm_diffusers.labels import SemanticLabel
 
@@ -36,6 +37,11 @@ def test_a_folder_of_collections_becomes_a_dataset(tmp_path, monkeypatch, capsys
     assert "train 1 patients: 1 slice, 1 slice_with_nodules\n" in printed
     assert "validation 1 patients: 1 slice, 1 slice_with_nodules, 1 nodule\n" in printed
     assert json.loads((output_dir / "splits.json").read_text()) == {"train": ["p2"], "validation": ["p1"]}
+
+    card = DatasetCard.load(output_dir / "README.md")
+    assert "| LIDC-IDRI | CC BY 3.0 | doi:10.7937/K9/TCIA.2015.LO9QL9SX | 0 | 1 | 1 |" in card.text
+    assert "| a-collection | unknown: to be filled in |  | 0 | 1 | 1 |" in card.text
+    assert "| b-collection | unknown: to be filled in |  | 1 | 0 | 1 |" in card.text
 
     splits = load_dataset(str(output_dir), cache_dir=str(tmp_path / "cache"))
     rows = {split: {row["kind"]: row for row in rows} for split, rows in splits.items()}

@@ -84,6 +84,7 @@ def test_min_snr_weights(train_unet, prediction_type):
     [
         (("--streaming", "--no-cache_latents"), "it cannot be used with --no-cache_latents"),
         (("--streaming", "--max_slices_per_patient", 2), "it cannot be used with --max_slices_per_patient"),
+        (("--nodule_ratings", "--spade_blocks", "none"), "it cannot be used with --spade_blocks none"),
         (("--max_slices_per_patient", 0), "--max_slices_per_patient is 0, but at least 1 is needed"),
         (("--augmentation_views", 0), "--augmentation_views is 0, but at least 1 is needed"),
         (("--window_probability", -1), "--window_probability is -1.0, but 0..1 is needed"),

@@ -130,6 +130,15 @@ def test_a_file_is_read_again_only_for_the_same_autoencoder_data_and_settings(va
             cached_pools(file, other_split, encoder, len(other_split))
 
 
+def test_a_file_with_neutral_maps_serves_runs_without_ratings_but_not_the_other_way_round(vae, tmp_path):
+    split, rated = make_split([32, 32]), RowEncoder(vae, neutral_maps=True)
+    cached_pools(tmp_path / "rated", split, rated, len(split))
+    assert "neutral_map_latents" not in cached_pools(tmp_path / "rated", split, RowEncoder(vae), 2)["slices"][0]
+    cached_pools(tmp_path / "plain", split, RowEncoder(vae), len(split))
+    with pytest.raises(ValueError, match="with other flags; remove it"):
+        cached_pools(tmp_path / "plain", split, rated, len(split))
+
+
 def test_a_limit_holds_for_each_pool(vae):
     split = make_split([32] * 6, ["slice", "nodule", "slice", "nodule", "slice", "nodule"])
     pools = encode_rows(split, RowEncoder(vae), limit=2)

@@ -13,7 +13,8 @@ result loads with `datasets.load_dataset(output_dir)`. Each row has a `kind`:
   faintly in whole slices;
 * `nodule`: a crop of 64x64 pixels centred at a rated nodule, painted from its outline.
 
-The split is by patient, not by slice; `splits.json` lists the patients of each split.
+The split is by patient, not by slice; `splits.json` lists the patients of each split, and the card, `README.md`, the
+collections with their licences.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from skimage.morphology import disk, opening, remove_small_objects
 from tqdm.auto import tqdm
 
 from lsdm_diffusers.data.tcia import NodulePatch, in_validation, read_collection_slices, read_nodule_patches
+from lsdm_diffusers.data.tcia_card import write_tcia_card
 from lsdm_diffusers.hounsfield import HU_MAX, HU_MIN
 from lsdm_diffusers.io.atomic_write import part_file, write_atomically
 from lsdm_diffusers.labels import HIGH_DENSITY_FROM_HU, SOFT_TISSUE_FROM_HU, SemanticLabel
@@ -195,8 +197,10 @@ def main() -> None:
 
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     generator = np.random.default_rng(args.seed)
+    images = [("lidc-nodule-patches", patch.patient_id) for patch in patches]
     for ct in slices:
         split = split_of(ct.patient_id)
+        images.append((ct.collection, ct.patient_id))
         painted, annotated = [], []
         for patch in by_slice.get(ct.sop_instance_uid, []):
             mask = ct.orientation.turn(patch.slice_mask(ct.orientation.stored_shape(ct.hu.shape)))
@@ -235,6 +239,7 @@ def main() -> None:
         kinds = Counter(row["kind"] for row in rows[split])
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         print(split, f"{len(patients[split])} patients:", counts)
+    write_tcia_card(args.output_dir, images, patients, sum(map(len, rows.values())))
     write_atomically(args.output_dir / "splits.json", (json.dumps(patients, indent=1) + "\n").encode())
 
 

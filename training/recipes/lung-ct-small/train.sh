@@ -26,9 +26,11 @@ phase train_autoencoder.py "$output/vae" 400 "${vae[@]}" --pretrained_vae "$outp
   --crop_size 320 --train_batch_size 1 --learning_rate 3e-4 --checkpointing_steps 50 --validation_steps 100
 
 # The U-Net: on crops, then on whole slices, from which it learns that the two lungs belong together.
-unet=(--pretrained_vae "$output/vae" --latents_dir "$output/latents" --random_flip --blank_background
-  --prediction_type v_prediction --nodule_weight 4 --ema_max_decay 0.999 --mixed_precision "$half")
-slices=(--crop_size 512 --train_batch_size 1 --lr_scheduler cosine --lr_warmup_steps 30 --nodule_probability 0.1)
+# Encoding the views takes about as long as a thousand steps; all phases share them.
+unet=(--pretrained_vae "$output/vae" --latents_dir "$output/latents" --augmentation_views 4 --blank_background
+  --nodule_ratings --prediction_type v_prediction --nodule_weight 4 --ema_max_decay 0.999 --mixed_precision "$half")
+slices=(--crop_size 512 --train_batch_size 1 --lr_scheduler cosine --lr_warmup_steps 30 --nodule_probability 0.1
+  --window_probability 0.25)
 phase train_unet.py "$output/unet-crops" 3000 "${unet[@]}" --crop_size 256 --train_batch_size 2 \
   --learning_rate 6e-4 --nodule_probability 0.15 --block_out_channels 32 64 128 192 --attention_levels 0 0 0 1 \
   --layers_per_block 1 --norm_num_groups 16 --attention_head_dim 16 --spade_hidden_channels 24 --validation_steps 1500

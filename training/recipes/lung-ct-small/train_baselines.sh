@@ -12,8 +12,8 @@ source "$(dirname "$0")/phase.sh"
 
 # LDM: the same U-Net without SPADE, which sees the map by E(m) alone, trained on as many crops and slices.
 ldm() {
-  local unet=(--pretrained_vae "$output/vae" --latents_dir "$output/latents" --random_flip --blank_background
-    --prediction_type v_prediction --nodule_weight 4 --ema_max_decay 0.999 --mixed_precision "$half")
+  local unet=(--pretrained_vae "$output/vae" --latents_dir "$output/latents" --augmentation_views 4
+    --blank_background --prediction_type v_prediction --nodule_weight 4 --ema_max_decay 0.999 --mixed_precision "$half")
   local slices=(--crop_size 512 --train_batch_size 1 --lr_scheduler cosine --lr_warmup_steps 30
     --nodule_probability 0.1)
   phase train_unet.py "$output/ldm-crops" 3000 "${unet[@]}" --spade_blocks none --crop_size 256 --train_batch_size 2 \
