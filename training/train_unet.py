@@ -44,6 +44,7 @@ from lsdm_diffusers.training.data import (
     spread_over_patients,
     validation_slices,
 )
+from lsdm_diffusers.training.decoder_feature_loss import DecoderFeatureLoss, predicted_clean_latents
 from lsdm_diffusers.training.encoded_rows import RowEncoder, RowPool, cached_pools, live_pools
 from lsdm_diffusers.training.latent_batches import Batch, BatchPlan, drop_labels, drop_ratings, stack_rows
 from lsdm_diffusers.training.run_arguments import RunSettings, add_optimisation_arguments, add_run_arguments
@@ -53,6 +54,7 @@ NUM_VALIDATION_ROWS = 32  # of each pool, for the validation loss
 VALIDATION_BATCH_SIZE = 4
 VALIDATION_TIMESTEPS = (50, 950)  # the first and the last of a validation batch, the others evenly between
 VALIDATION_SAMPLING_STEPS = 20
+DECODER_LOSS_TIMESTEPS = 200  # below these, the prediction of the clean latents is sharp
 SAMPLE_SIZE = 512  # pixels, the edge of a CT slice; the U-Net's config stores it in latents
 
 
@@ -196,6 +198,13 @@ def parse_args() -> argparse.Namespace:
         help="Gamma of min-SNR weighting of the loss (Hang et al. 2023), above 0; 5 is usual. Default: no weighting.",
     )
     optimisation.add_argument(
+        "--decoder_loss_weight",
+        type=float,
+        default=0.0,
+        help="Weight of the error that the decoder's features show in the predicted clean latents, at timesteps below "
+        "200. It costs about as much as those steps. Default: %(default)s, without it.",
+    )
+    optimisation.add_argument(
         "--label_dropout",
         type=float,
         default=0.0,
@@ -219,6 +228,8 @@ def parse_args() -> argparse.Namespace:
             raise SystemExit(f"--{name} is {getattr(args, name)}, but 0..1 is needed.")
     if args.augmentation_views < 1:
         raise SystemExit(f"--augmentation_views is {args.augmentation_views}, but at least 1 is needed.")
+    if args.decoder_loss_weight < 0:
+        raise SystemExit(f"--decoder_loss_weight is {args.decoder_loss_weight}, but a number of at least 0 is needed.")
     if args.snr_gamma is not None and args.snr_gamma <= 0:
         raise SystemExit(f"--snr_gamma is {args.snr_gamma}, but a number above 0 is needed.")
     if args.nodule_ratings and args.spade_blocks == "none":
@@ -261,8 +272,10 @@ def diffusion_loss(
     nodule_weight: float = 1.0,
     snr_gamma: float | None = None,
     with_ratings: bool = False,
+    decoder_loss: DecoderFeatureLoss | None = None,
+    decoder_loss_weight: float = 0.0,
 ) -> torch.Tensor:
-    """The weighted mean squared error of the predicted noise or v (thesis, eq. 3.1).
+    """The weighted mean squared error of the predicted noise or v (thesis, eq. 3.1), and what the decoder sees of it.
 
     The weight of nodule latents does not move the optimum, because it depends on the map alone, which is a condition.
     """
@@ -276,7 +289,14 @@ def diffusion_loss(
     if snr_gamma is not None:  # min(SNR, gamma) is the weight of x0; here it is that of the noise or of v
         snr = compute_snr(scheduler, timesteps)
         weight = weight * (snr.clamp(max=snr_gamma) / (snr + 1 if predicts_v else snr))[:, None, None, None]
-    return (weight * (output.float() - target) ** 2).mean()
+    output = output.float()
+    loss = (weight * (output - target) ** 2).mean()
+    is_sharp = timesteps < DECODER_LOSS_TIMESTEPS
+    if decoder_loss is not None and decoder_loss_weight and is_sharp.any():
+        clean = predicted_clean_latents(output[is_sharp], noisy[is_sharp], timesteps[is_sharp], scheduler)
+        seen = decoder_loss(clean, batch["latents"][is_sharp])
+        loss = loss + decoder_loss_weight * is_sharp.float().mean() * seen
+    return loss
 
 
 @torch.no_grad()
@@ -420,6 +440,7 @@ def main() -> None:
         balance_patients=args.balance_patients,
         seed=args.seed,
     )
+    decoder_loss = DecoderFeatureLoss(vae)
     figures: dict[str, float] = {}
     while run.step < args.max_train_steps:
         batch = plan.draw(pools["train"], run.batch_number)
@@ -435,7 +456,16 @@ def main() -> None:
         timesteps = timesteps.to(accelerator.device)
         with accelerator.accumulate(unet):
             loss = diffusion_loss(
-                unet, batch, noise, timesteps, scheduler, args.nodule_weight, args.snr_gamma, args.nodule_ratings
+                unet,
+                batch,
+                noise,
+                timesteps,
+                scheduler,
+                args.nodule_weight,
+                args.snr_gamma,
+                args.nodule_ratings,
+                decoder_loss,
+                args.decoder_loss_weight,
             )
             run.check_finite(loss=loss)
             accelerator.backward(loss)

@@ -28,7 +28,9 @@ def test_a_killed_run_resumes_to_the_same_weights(train_kill_and_resume, dataset
         "--attention_head_dim 8 --spade_hidden_channels 8 --crop_size 64 --train_batch_size 2 --augmentation_views 2 "
     )
     flags += "--snr_gamma 5 --label_dropout 0.3 --blank_background --prediction_type v_prediction "
-    flags += "--nodule_ratings --window_probability 0.4 --window_size 32 --max_slices_per_patient 1"
+    flags += (
+        "--nodule_ratings --window_probability 0.4 --window_size 32 --max_slices_per_patient 1 --decoder_loss_weight 1"
+    )
     flags = ["--dataset_name", dataset, "--pretrained_vae", vae, *flags.split()]
     folder = train_kill_and_resume(SCRIPT, flags)
     assert (folder / "validation-12.png").is_file() and (folder / "log.jsonl").read_text().count("\n") == 1
@@ -88,6 +90,7 @@ def test_min_snr_weights(train_unet, prediction_type):
         (("--max_slices_per_patient", 0), "--max_slices_per_patient is 0, but at least 1 is needed"),
         (("--augmentation_views", 0), "--augmentation_views is 0, but at least 1 is needed"),
         (("--window_probability", -1), "--window_probability is -1.0, but 0..1 is needed"),
+        (("--decoder_loss_weight", -1), "--decoder_loss_weight is -1.0, but a number of at least 0 is needed"),
         (("--label_dropout", 2), "--label_dropout is 2.0, but 0..1 is needed"),
         (("--snr_gamma", 0), "--snr_gamma is 0.0, but a number above 0 is needed"),
     ],
