@@ -6,7 +6,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.pixels import pack_bits
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
 from skimage.draw import ellipse
 
 
@@ -27,7 +27,7 @@ def write_slice(path: Path, hu: np.ndarray, **tags) -> Path:
     """
     stored, syntax = tags.pop("stored", None), tags.pop("syntax", ExplicitVRLittleEndian)
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, syntax
+    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = tags.get("SOPClassUID", CTImageStorage), syntax
     meta.MediaStorageSOPInstanceUID = tags.get("SOPInstanceUID", "1.2.3")
     file = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     if stored is None:
@@ -88,3 +88,39 @@ def write_segmentation(path: Path, frames: dict[tuple[float, ...], np.ndarray], 
     path.parent.mkdir(parents=True, exist_ok=True)
     file.save_as(path, enforce_file_format=True)
     return path
+
+
+def write_enhanced_ct(path: Path, frames: dict[float, np.ndarray], **tags) -> Path:
+    """Write an enhanced CT: HU by z in mm, in the order of the frames; spacing, orientation and rescale are shared.
+
+    `tags` replace elements of the file; `stored` replaces the pixels.
+    """
+
+    def sequence(**elements) -> Sequence:
+        item = Dataset()
+        for name, value in elements.items():
+            setattr(item, name, value)
+        return Sequence([item])
+
+    shared = sequence(
+        PixelMeasuresSequence=sequence(PixelSpacing=[0.7, 0.7], SliceThickness=2.5),
+        PlaneOrientationSequence=sequence(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+        PixelValueTransformationSequence=sequence(RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU"),
+    )
+    groups = []
+    for z in frames:
+        groups += sequence(
+            PlanePositionSequence=sequence(ImagePositionPatient=[-180, -180, z]),
+            CTImageFrameTypeSequence=sequence(FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]),
+        )
+    stored = b"".join((hu.astype(np.int32) + 1024).astype(np.uint16).tobytes() for hu in frames.values())
+    of_slice = ("PixelSpacing", "SliceThickness", "ImageOrientationPatient", "ImagePositionPatient")
+    changes = {
+        **dict.fromkeys((*of_slice, "RescaleSlope", "RescaleIntercept")),
+        "SOPClassUID": EnhancedCTImageStorage,
+        "NumberOfFrames": len(frames),
+        "SharedFunctionalGroupsSequence": shared,
+        "PerFrameFunctionalGroupsSequence": Sequence(groups),
+        "stored": stored,
+    }
+    return write_slice(path, next(iter(frames.values())), **{**changes, **tags})

@@ -59,7 +59,7 @@ def order_by_z(
     """
     by_z: dict[float, list[SliceFile]] = {}
     left_out = []
-    for file in sorted(files, key=lambda file: (file.instance_number, file.path)):
+    for file in sorted(files, key=lambda file: file.rank):
         if file.fault is not None:
             left_out.append(OmittedFile(file, file.fault))
         elif file.z_mm is None:
@@ -75,7 +75,7 @@ def order_by_z(
             if file.key == taken.key or file in named:
                 continue
             lower = ", of a lower instance number," if taken.instance_number < file.instance_number else ""
-            reason = f"another file of the series{lower} lies at z = {file.z_mm:g} mm"
+            reason = f"another slice of the series{lower} lies at z = {file.z_mm:g} mm"
             left_out.append(OmittedFile(file, reason))
     return [chosen[z] for z in sorted(chosen)], left_out
 
@@ -135,7 +135,8 @@ def series_job(
 def find_map_file(semantic_map_dir: Path, file: SliceFile, dicom_dir: Path) -> Path | None:
     """Find the user's map of a slice: `a/b.png` for the DICOM file `a/b.dcm`, or `<SOPInstanceUID>.png`.
 
-    Other suffixes of `MAP_SUFFIXES` count where there is no PNG.
+    That of frame 12 of an enhanced CT is `a/b-frame-12.png` or `<SOPInstanceUID>-frame-12.png`. Other suffixes of
+    `MAP_SUFFIXES` count where there is no PNG.
 
     Args:
         semantic_map_dir: folder of the maps.
@@ -152,7 +153,7 @@ def find_map_file(semantic_map_dir: Path, file: SliceFile, dicom_dir: Path) -> P
     uid = file.sop_instance_uid
     if uid.replace(".", "").isalnum() and len(uid) <= MAX_UID_LENGTH:
         candidates.append(semantic_map_dir / uid)
-    paths = [path.with_name(path.name + suffix) for suffix in MAP_SUFFIXES for path in candidates]
+    paths = [path.with_name(path.name + file.name_suffix + suffix) for suffix in MAP_SUFFIXES for path in candidates]
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -180,12 +181,12 @@ def read_own_map(path: Path | None, shape: tuple[int, ...]) -> np.ndarray:
     return semantic_map
 
 
-def unrated_nodules(semantic_map: np.ndarray, sop_instance_uid: str, pixel_spacing: float) -> list[dict[str, Any]]:
+def unrated_nodules(semantic_map: np.ndarray, slice_name: str, pixel_spacing: float) -> list[dict[str, Any]]:
     """The entries of column `nodules` for the nodules of a map, without readers and ratings.
 
     Args:
         semantic_map: labels 0..7, (H, W).
-        sop_instance_uid: of the slice.
+        slice_name: begins the identifiers: the SOPInstanceUID, and of a frame its number.
         pixel_spacing: edge of a pixel in mm.
 
     Returns:
@@ -195,7 +196,7 @@ def unrated_nodules(semantic_map: np.ndarray, sop_instance_uid: str, pixel_spaci
     for number, nodule in enumerate(find_nodules(semantic_map)):
         entries.append(
             {
-                "nodule_id": f"{sop_instance_uid}-{number}",
+                "nodule_id": f"{slice_name}-{number}",
                 "annotation_ids": [],
                 "centroid_yx": list(nodule.centroid_yx),
                 "box_yxyx": list(nodule.box_yxyx),
@@ -234,7 +235,7 @@ def ct_row(
     """
     file = job.files[index]
     with clock("read"):
-        ct = read_slice(file.path)
+        ct = read_slice(file.path, frame=file.frame)
     if max_slice_thickness is not None:
         thickness = ct.slice_thickness_mm
         if thickness is None or thickness > max_slice_thickness:
@@ -247,7 +248,7 @@ def ct_row(
             stored_shape = ct.orientation.stored_shape(ct.hu.shape)
             own_map = read_own_map(find_map_file(semantic_map_dir, file, dicom_dir), stored_shape)
             semantic_map = ct.orientation.turn(own_map)
-        nodules = unrated_nodules(semantic_map, file.sop_instance_uid, ct.pixel_spacing_mm)
+        nodules = unrated_nodules(semantic_map, file.sop_instance_uid + file.name_suffix, ct.pixel_spacing_mm)
     with clock("encode"):
         return encode_row(
             ct.hu,

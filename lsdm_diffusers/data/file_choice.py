@@ -52,4 +52,4 @@ def choose_files(
 
 
 def _fault(file: SliceFile) -> str | None:
-    return file.fault or slice_fault(file.path)
+    return file.fault or slice_fault(file.path, file.frame)

@@ -92,8 +92,9 @@ def scan_signature(files: Iterable[SliceFile], *more: bytes) -> str:
     stamps: set[tuple[str | int, ...]] = set()  # a copied series has each file twice
     for file in files:
         turned = () if file.orientation.is_standard else (str(file.orientation),)
-        stamps.add((Path(file.path).name, file.sop_instance_uid, file.size, *turned))
-    digest = hashlib.sha256(repr(sorted(stamps)).encode("utf-8", "backslashreplace"))
+        frame = () if file.frame is None else (file.frame,)
+        stamps.add((Path(file.path).name, file.sop_instance_uid, file.size, *turned, *frame))
+    digest = hashlib.sha256(repr(sorted(stamps, key=repr)).encode("utf-8", "backslashreplace"))
     for content in more:
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()

@@ -7,7 +7,7 @@ or written. Every refusal is a ValueError with one sentence for the person who u
 import stat
 import struct
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -19,6 +19,9 @@ from ..map_file import JPEG_START, NIFTI_HEADER_BYTES, NPY_START, check_not_one_
 from ..map_image import JPEG_REFUSAL, labels_from_image
 from ..segmentation import semantic_map_from_hu
 
+if TYPE_CHECKING:
+    from .dicom import SliceFile
+
 MIN_EDGE, MAX_EDGE = 128, 1024  # pixels
 MULTIPLE = 32  # height and width are padded to multiples of this many pixels, as the pipeline needs
 HEADER_BYTES = 2**20  # allowed beside the pixels; to read a header of millions of tiny entries takes minutes
@@ -26,6 +29,7 @@ MAX_PNG_PIXEL_BYTES = 8  # RGBA of 16 bits
 MAX_DICOM_PIXEL_BYTES = 4
 PNG, DICOM = b"\x89PNG\r\n\x1a\n", b"DICM"  # first bytes; those of DICOM stand behind 128 others
 DICOM_PREAMBLE_BYTES = 128
+DICOM_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # of a DICOM file without preamble
 ACCEPTED = (
     "a semantic map as PNG (labels 0 to 7, or the colours of the legend), .npy or NIfTI of labels, "
     "or a CT slice as DICOM, 16-bit PNG (HU + 1024) or .npy in HU"
@@ -152,23 +156,45 @@ def _read_nifti(path: Path, max_pixels: int) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def _read_dicom(path: Path, max_pixels: int) -> tuple[np.ndarray, float, str]:
-    """HU, pixel spacing in mm, and a sentence on how the slice was turned, "" if it was not."""
-    from .dicom import DicomError, read_slice
+def _middle_frame(entries: "list[SliceFile]") -> "SliceFile":
+    """The slice in the middle of those that can be used, in the order of their positions."""
+    usable = [entry for entry in entries if entry.fault is None and entry.z_mm is not None]
+    ordered = sorted(usable, key=lambda entry: (entry.z_mm or 0.0, entry.rank))
+    return ordered[len(ordered) // 2] if ordered else entries[0]
 
-    _check_size(path, MAX_DICOM_PIXEL_BYTES * MAX_EDGE**2)
+
+def _read_dicom(path: Path, max_pixels: int) -> tuple[np.ndarray, float, str]:
+    """HU, pixel spacing in mm, and sentences on which frame was taken and how it was turned, "" if neither was."""
+    from .dicom import DicomError, read_headers, read_slice
+    from .dicom.header import is_enhanced_ct
+
+    sentences = []
     try:
-        ct = read_slice(str(path), max_pixels=max_pixels)
+        if not is_enhanced_ct(str(path)):
+            _check_size(path, MAX_DICOM_PIXEL_BYTES * MAX_EDGE**2)
+        entries = read_headers(str(path))
+        chosen = _middle_frame(entries)
+        if chosen.fault is not None and len(entries) == 1:
+            raise DicomError(chosen.fault)
+        ct = read_slice(str(path), max_pixels=max_pixels, frame=chosen.frame)
+        if len(entries) > 1:
+            place = "" if chosen.z_mm is None else f" (z = {chosen.z_mm:g} mm)"
+            sentences.append(
+                f"The file holds {len(entries)} slices: the middle one, frame {chosen.frame}{place}, was taken."
+            )
     except DicomError as error:
         reason = str(error)
+        if reason == "not a DICOM file":
+            raise ValueError(f"The file is neither PNG, DICOM nor .npy; upload {ACCEPTED}.") from error
         if reason.startswith("unreadable"):
             raise ValueError("The DICOM file is damaged or cut off.") from error
         # the reason may hold text of the file, and a page may show it as HTML
         reason = reason.translate(dict.fromkeys(map(ord, "<>&")))
         raise ValueError(f"The DICOM file cannot be used: {reason}.") from error
     _check_shape(ct.hu.shape, max_pixels)
-    turned = "" if ct.orientation.is_standard else f"It was brought to the standard orientation: {ct.orientation}."
-    return _check_hu(ct.hu), ct.pixel_spacing_mm, turned
+    if not ct.orientation.is_standard:
+        sentences.append(f"It was brought to the standard orientation: {ct.orientation}.")
+    return _check_hu(ct.hu), ct.pixel_spacing_mm, " ".join(sentences)
 
 
 def _read_start(path: Path, max_bytes: float) -> bytes:
@@ -202,7 +228,8 @@ def read_map_upload(
     """Read the semantic map of an uploaded file. The content says what the file is, not its name.
 
     * A map, as `read_semantic_map` reads it: PNG of labels 0..7 or in the colours of `PALETTE`, .npy, NIfTI.
-    * A CT slice: DICOM, .npy in HU, or 16-bit PNG of HU + 1024. `semantic_map_from_hu` makes the map.
+    * A CT slice: DICOM, also without preamble, .npy in HU, or 16-bit PNG of HU + 1024. `semantic_map_from_hu` makes
+      the map. Of an enhanced CT the middle slice is taken, and the message says which frame it is.
 
     Height and width are padded to multiples of 32 with background (HU -1024), half on each side; the message says so.
 
@@ -227,7 +254,7 @@ def read_map_upload(
         kind, pixels, stated_spacing = _read_png(path, max_pixels)
     elif start.startswith(NPY_START):
         kind, pixels = _read_npy(path, max_pixels)
-    elif start[DICOM_PREAMBLE_BYTES:].startswith(DICOM):
+    elif start[DICOM_PREAMBLE_BYTES:].startswith(DICOM) or start.startswith(DICOM_FIRST_GROUPS):
         kind, (pixels, stated_spacing, turned) = "ct", _read_dicom(path, max_pixels)
     elif is_nifti(start):
         kind, pixels = "map", _read_nifti(path, max_pixels)

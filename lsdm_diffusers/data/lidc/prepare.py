@@ -43,7 +43,7 @@ def lidc_job(plan: ScanPlan, files: list[SliceFile], executor: Executor | None =
         z_mm = plan.slice_z_mm[index]
         files_there = _files_at(z_mm, files)
         if files_there:
-            candidates[index] = sorted(files_there, key=lambda file: (file.instance_number, file.path))
+            candidates[index] = sorted(files_there, key=lambda file: file.rank)
         else:
             left_out.append(OmittedSlice(index, f"no file of the series at z = {z_mm:g} mm"))
     chosen, passed_over = choose_files(candidates, executor)
@@ -102,7 +102,7 @@ def lidc_row(job: ScanJob, index: int, clock: StageClock, consensus: float, bit_
     with clock("nodules"):
         nodules = cached_scan_nodules(job.columns["pylidc_scan_id"], consensus)
     with clock("read"):
-        ct = read_slice(file.path)
+        ct = read_slice(file.path, frame=file.frame)
     height, width = ct.orientation.stored_shape(ct.hu.shape)  # the outlines are those of the stored pixels
     entries, painted = [], []
     for nodule in nodules:
