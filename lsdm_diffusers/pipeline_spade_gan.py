@@ -74,7 +74,7 @@ class SpadeGanPipeline(SemanticMapPipeline):
             noise = list(drawn.to(self.spade_generator.dtype).split(num_images_per_map))
         labels = torch.from_numpy(maps).long().to(device)
         # map by map: an image must not depend on its neighbours, and a batch of full slices is the peak of memory
-        pixels = [self.spade_generator(m[None], z).float().cpu() for m, z in zip(labels, noise, strict=True)]
+        pixels = [self.spade_generator(m[None], z).sample.float().cpu() for m, z in zip(labels, noise, strict=True)]
         images = self._postprocess(torch.cat(pixels), output_type)
         self.maybe_free_model_hooks()
         return LSDMPipelineOutput(images=images) if return_dict else (images,)

@@ -317,7 +317,8 @@ def validate(
         for batch in latents.split(ENCODING_BATCH_SIZE):
             noise = torch.randn(batch.shape, generator=generator).to(batch.device)
             timesteps = torch.full((len(batch),), t, device=batch.device)
-            outputs.append(classifier(noisy_crops(batch, noise, timesteps, scheduler, vae), timesteps).float().cpu())
+            crops = noisy_crops(batch, noise, timesteps, scheduler, vae)
+            outputs.append(classifier(crops, timesteps).prediction.float().cpu())
         output = torch.cat(outputs)
         if classifier.config.objective == "classification":
             scores = output[:, MALIGNANT_CLASS] - output[:, BENIGN_CLASS]
@@ -444,7 +445,7 @@ def main() -> None:
         target = torch.from_numpy(targets[chosen]).to(batch.device)
         with accelerator.accumulate(classifier):
             # the prepared model, not `log_prob`: only its forward pass keeps several processes in step
-            loss = criterion(classifier(images, timesteps).float(), target)
+            loss = criterion(classifier(images, timesteps).prediction.float(), target)
             run.check_finite(loss=loss)
             accelerator.backward(loss)
             if accelerator.sync_gradients:

@@ -1,11 +1,14 @@
 """Noise-aware classifiers of nodule crops, whose gradients guide sampling (thesis, Fig. 3.3, eq. 3.7, section 4.2)."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d_blocks import DownBlock2D, UNetMidBlock2D
+from diffusers.utils import BaseOutput
 from torch import nn
 
 from ..hounsfield import HU_RANGE, scaled_hu
@@ -17,6 +20,17 @@ HALF_RATING_RANGE = (HIGHEST_RATING - LOWEST_RATING) / 2
 # Width of the smooth steps at `hu_thresholds`: above image noise, small beside the 900 HU from lung to soft tissue.
 STEP_WIDTH_HU = 60
 STEP_WIDTH = STEP_WIDTH_HU * 2 / HU_RANGE  # the same in the models' units
+
+
+@dataclass
+class NoduleClassifierOutput(BaseOutput):
+    """What a classifier says of crops.
+
+    Args:
+        prediction: logits (B, 2) of benign and malignant, or ratings (B,), about 1..5 and not clipped.
+    """
+
+    prediction: torch.Tensor
 
 
 class NoduleClassifier(ModelMixin, ConfigMixin):
@@ -123,15 +137,18 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
         self.norm_out = nn.GroupNorm(norm_num_groups, channels)
         self.head = nn.Linear(channels, 2 if objective == "classification" else 1)
 
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor | float | int, return_dict: bool = True
+    ) -> NoduleClassifierOutput | tuple[torch.Tensor]:
         """Judge noisy crops.
 
         Args:
             sample: D of noisy latents, (B, in_channels, 64, 64), around [-1, 1]: -1 is -1024 HU, 1 is 800 HU.
             timestep: the training timestep whose noise the latents carry, 0..999; a number, or (B,).
+            return_dict: whether to return `NoduleClassifierOutput` or a tuple.
 
         Returns:
-            Logits (B, 2) of benign and malignant, or ratings (B,), about 1..5 and not clipped.
+            `NoduleClassifierOutput` with `prediction`, or a tuple of that tensor.
         """
         if not torch.is_tensor(timestep):
             timestep = torch.tensor([timestep], device=sample.device)
@@ -144,9 +161,9 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
             hidden_states, _ = block(hidden_states, embedding)
         hidden_states = self.mid_block(hidden_states, embedding)
         output: torch.Tensor = self.head(F.silu(self.norm_out(hidden_states)).mean(dim=(2, 3)))
-        if self.config.objective == "classification":
-            return output
-        return MIDDLE_RATING + HALF_RATING_RANGE * output[:, 0]  # a new regressor says 3
+        if self.config.objective == "regression":
+            output = MIDDLE_RATING + HALF_RATING_RANGE * output[:, 0]  # a new regressor says 3
+        return NoduleClassifierOutput(prediction=output) if return_dict else (output,)
 
     def log_prob(
         self,
@@ -173,7 +190,7 @@ class NoduleClassifier(ModelMixin, ConfigMixin):
         target = torch.as_tensor(target, device=image.device).expand(len(image))
         if check_target:
             self._check_target(target)
-        output = self(image, timestep).float()
+        output = self(image, timestep, return_dict=False)[0].float()
         if self.config.objective == "classification":
             return -F.cross_entropy(output, target.long(), reduction="none")
         squared_error: torch.Tensor = (output - target.float()) ** 2

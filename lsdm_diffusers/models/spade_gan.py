@@ -3,10 +3,13 @@
 Park et al. 2019, "Semantic Image Synthesis with Spatially-Adaptive Normalization", arXiv:1903.07291.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -55,6 +58,17 @@ class SpadeGeneratorBlock(nn.Module):
         return hidden_states + residual
 
 
+@dataclass
+class SpadeGeneratorOutput(BaseOutput):
+    """What the generator draws.
+
+    Args:
+        sample: images (B, out_channels, H, W) in [-1, 1].
+    """
+
+    sample: torch.Tensor
+
+
 class SpadeGenerator(ModelMixin, ConfigMixin):
     r"""
     Generator of SPADE blocks and nearest up-sampling: takes a semantic map, and noise if it has any, to a CT slice.
@@ -89,7 +103,7 @@ class SpadeGenerator(ModelMixin, ConfigMixin):
     Example:
         >>> import torch
         >>> generator = SpadeGenerator(block_out_channels=(8, 16, 16), spade_hidden_channels=8, norm_num_groups=4)
-        >>> generator(torch.zeros(1, 64, 96, dtype=torch.long)).shape
+        >>> generator(torch.zeros(1, 64, 96, dtype=torch.long)).sample.shape
         torch.Size([1, 1, 64, 96])
     """
 
@@ -135,16 +149,20 @@ class SpadeGenerator(ModelMixin, ConfigMixin):
         """Edge of the image over that of the coarsest level. It must divide height and width of every map."""
         return 1 << (len(self.config.block_out_channels) - 1)
 
-    def forward(self, semantic_map: torch.Tensor, latents: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, semantic_map: torch.Tensor, latents: torch.Tensor | None = None, return_dict: bool = True
+    ) -> SpadeGeneratorOutput | tuple[torch.Tensor]:
         """Generate slices.
 
         Args:
             semantic_map: integer labels 0..num_labels-1, (B, H, W), H and W multiples of `scale_factor`.
             latents: z, (n·B, latent_dim, H / scale_factor, W / scale_factor), n consecutive ones of each map; None
                 where `latent_dim` is 0.
+            return_dict: whether to return `SpadeGeneratorOutput` or a tuple.
 
         Returns:
-            Images (n·B, out_channels, H, W) in [-1, 1], which is -1024..800 HU; (B, ...) without `latents`.
+            `SpadeGeneratorOutput` with `sample`: images (n·B, out_channels, H, W) in [-1, 1], which is -1024..800 HU;
+            (B, ...) without `latents`. Or a tuple of that tensor.
 
         Raises:
             ValueError: for labels outside the range, a floating dtype, or sizes that do not fit.
@@ -175,7 +193,8 @@ class SpadeGenerator(ModelMixin, ConfigMixin):
             if level > 0:
                 hidden_states = F.interpolate(hidden_states, scale_factor=2.0, mode="nearest")
             level -= 1
-        return torch.tanh(self.conv_out(F.leaky_relu(hidden_states, LEAKY_SLOPE)))
+        sample = torch.tanh(self.conv_out(F.leaky_relu(hidden_states, LEAKY_SLOPE)))
+        return SpadeGeneratorOutput(sample=sample) if return_dict else (sample,)
 
     def _check_latents(self, latents: torch.Tensor | None, semantic_map: torch.Tensor) -> None:
         latent_dim, (batch_size, height, width) = self.config.latent_dim, semantic_map.shape

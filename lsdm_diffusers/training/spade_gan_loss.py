@@ -91,7 +91,7 @@ class SpadeGanLoss(nn.Module):
         Returns:
             The loss, its terms by name, and the generated images (B, 1, H, W).
         """
-        image = self.generator(semantic_map, latents)
+        image = self.generator(semantic_map, latents, return_dict=False)[0]
         generated = discriminator(image, semantic_map)
         with torch.no_grad():
             real = discriminator(pixels, semantic_map)

@@ -90,7 +90,7 @@ def time_classifier(vae: AutoencoderKL, scheduler: DDPMScheduler, repeats: int) 
         data.append(time.perf_counter() - start)
         start = time.perf_counter()
         images = noisy_crops(batch, noise, timesteps, scheduler, vae)
-        backward(classifier, classifier(images, timesteps).sum())
+        backward(classifier, classifier(images, timesteps).prediction.sum())
         step.append(time.perf_counter() - start)
     print_step("classifier, 32 crops", data, step)
 

@@ -5,6 +5,7 @@ import torch
 
 from lsdm_diffusers import NoduleClassifier
 from lsdm_diffusers.hounsfield import scaled_hu
+from lsdm_diffusers.models.nodule_classifier import NoduleClassifierOutput
 from lsdm_diffusers.nodule_features import NODULE_FEATURES
 
 from ..conftest import tiny_classifier
@@ -25,7 +26,7 @@ def images():
 
 def test_outputs_have_one_row_per_sample(classifier, images):
     shape = (3, 2) if classifier.config.objective == "classification" else (3,)
-    same_time, several_times = classifier(images, 10), classifier(images, torch.tensor([10, 500, 999]))
+    same_time, several_times = (classifier(images, t).prediction for t in (10, torch.tensor([10, 500, 999])))
     assert same_time.shape == several_times.shape == shape
     assert torch.allclose(same_time[0], several_times[0], atol=1e-5)
     assert not torch.allclose(same_time[1:], several_times[1:], atol=1e-5)  # the noise level matters
@@ -35,9 +36,9 @@ def test_regression_starts_at_the_middle_of_the_scale(images):
     classifier = tiny_classifier("texture", "regression")
     torch.nn.init.zeros_(classifier.head.weight)
     torch.nn.init.zeros_(classifier.head.bias)
-    assert classifier(images, 0).tolist() == [3, 3, 3]
+    assert classifier(images, 0).prediction.tolist() == [3, 3, 3]
     torch.nn.init.ones_(classifier.head.bias)
-    assert classifier(images, 0).tolist() == [5, 5, 5]
+    assert classifier(images, 0).prediction.tolist() == [5, 5, 5]
 
 
 def test_log_prob_is_minus_the_loss_and_a_batch_equals_single_runs(classifier, images):
@@ -45,7 +46,7 @@ def test_log_prob_is_minus_the_loss_and_a_batch_equals_single_runs(classifier, i
     batch = classifier.log_prob(images, timesteps, target)
     single = torch.cat([classifier.log_prob(images[i : i + 1], int(timesteps[i]), target[i].item()) for i in range(3)])
     assert batch.shape == (3,) and torch.allclose(batch, single, atol=1e-4)
-    output = classifier(images, timesteps)
+    output = classifier(images, timesteps).prediction
     if classifier.config.objective == "classification":
         expected = output.log_softmax(dim=1)[torch.arange(3), target]
         other = classifier.log_prob(images, timesteps, 1 - target)
@@ -72,7 +73,7 @@ def test_saved_and_loaded_is_the_same(classifier, images, tmp_path):
     assert (
         loaded.config.feature == classifier.config.feature and loaded.config.objective == classifier.config.objective
     )
-    assert torch.equal(loaded(images, 100), classifier(images, 100))
+    assert torch.equal(loaded(images, 100).prediction, classifier(images, 100).prediction)
 
 
 def test_gradient_checkpointing_recomputes_and_changes_no_gradient(classifier, images):
@@ -165,4 +166,15 @@ def test_hu_thresholds_tell_ground_glass_from_solid(tmp_path):
         steps, torch.tensor([[0, -1], [-1, -1], [1, 0], [1, 1]], dtype=torch.float32), atol=2e-3, rtol=0
     )
     classifier.save_pretrained(tmp_path)
-    torch.testing.assert_close(NoduleClassifier.from_pretrained(tmp_path).eval()(image, 10), classifier(image, 10))
+    loaded = NoduleClassifier.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(image, 10).prediction, classifier(image, 10).prediction)
+
+
+@pytest.mark.parametrize(("feature", "objective"), [("malignancy", "classification"), ("texture", "regression")])
+def test_output_is_a_dict_or_a_tuple(feature, objective):
+    classifier, images = tiny_classifier(feature, objective), torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        output = classifier(images, 10)
+        (prediction,) = classifier(images, 10, return_dict=False)
+    assert isinstance(output, NoduleClassifierOutput) and output["prediction"] is output.prediction is output[0]
+    assert torch.equal(output.prediction, prediction)

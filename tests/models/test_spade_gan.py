@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lsdm_diffusers.models.spade_gan import MultiscaleDiscriminator
+from lsdm_diffusers.models.spade_gan import MultiscaleDiscriminator, SpadeGeneratorOutput
 
 from ..conftest import tiny_generator
 
@@ -20,20 +20,20 @@ def latents():
 
 @torch.no_grad()
 def test_images_have_the_size_of_the_map_and_lie_in_the_range(labels, latents):
-    assert tiny_generator()(labels).shape == (2, 1, 64, 96)
-    images = tiny_generator(latent_dim=5, out_channels=2)(labels, latents)
+    assert tiny_generator()(labels).sample.shape == (2, 1, 64, 96)
+    images = tiny_generator(latent_dim=5, out_channels=2)(labels, latents).sample
     assert images.shape == (4, 2, 64, 96) and images.abs().max() <= 1
-    assert tiny_generator(block_out_channels=(8,))(labels[:, :33, :35]).shape == (2, 1, 33, 35)
-    assert tiny_generator(num_labels=10)(labels + 2).shape == (2, 1, 64, 96)
+    assert tiny_generator(block_out_channels=(8,))(labels[:, :33, :35]).sample.shape == (2, 1, 33, 35)
+    assert tiny_generator(num_labels=10)(labels + 2).sample.shape == (2, 1, 64, 96)
 
 
 @torch.no_grad()
 def test_a_batch_equals_single_images(labels, latents):
     generator = tiny_generator(latent_dim=5)
-    images = generator(labels, latents)
+    images = generator(labels, latents).sample
     for index in range(4):
         torch.testing.assert_close(
-            images[index : index + 1], generator(labels[index // 2][None], latents[index : index + 1])
+            images[index : index + 1], generator(labels[index // 2][None], latents[index : index + 1]).sample
         )
     assert not torch.allclose(images[0], images[1], atol=1e-3)  # of one map, by their noise
 
@@ -44,7 +44,7 @@ def test_a_nodule_of_one_pixel_changes_the_image():
     nodule = lung.clone()
     nodule[0, 31, 51] = 7
     generator = tiny_generator()
-    change = (generator(nodule) - generator(lung)).abs()[0, 0]
+    change = (generator(nodule).sample - generator(lung).sample).abs()[0, 0]
     assert change[25:38, 45:58].max() > 1e-2
 
 
@@ -61,7 +61,7 @@ def test_a_label_reaches_no_further_than_the_convolutions():
     lung = torch.full((1, 64, 128), 4)
     other = lung.clone()
     other[:, :, :4] = 3
-    change = (generator(other) - generator(lung)).abs()[0, 0].amax(dim=0)
+    change = (generator(other).sample - generator(lung).sample).abs()[0, 0].amax(dim=0)
     reach = 4 + 4 * 4 + 2 * 2 + 2 + 1
     assert change[:4].min() > 0 and change[4:reach].max() > 0 and change[reach:].max() == 0
 
@@ -72,7 +72,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(labels, latents):
         generator = tiny_generator(latent_dim=5).train()
         if checkpointing:
             generator.enable_gradient_checkpointing()
-        generator(labels, latents).pow(2).mean().backward()
+        generator(labels, latents).sample.pow(2).mean().backward()
         gradients.append([parameter.grad.clone() for parameter in generator.parameters()])
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, checkpointed)
@@ -138,3 +138,11 @@ def test_the_discriminator_judges_image_and_map_at_every_scale(labels):
     for layer in discriminator.modules():
         if isinstance(layer, torch.nn.Conv2d):
             assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)
+
+
+def test_output_is_a_dict_or_a_tuple():
+    generator, labels = tiny_generator(), torch.full((1, 64, 64), 4)
+    with torch.no_grad():
+        output = generator(labels)
+        (sample,) = generator(labels, return_dict=False)
+    assert isinstance(output, SpadeGeneratorOutput) and torch.equal(output.sample, sample)

@@ -140,7 +140,7 @@ def classifier_scores(pipe: LSDMGuidedPipeline, pixels: torch.Tensor) -> dict[st
     """
     scores = {}
     for feature, classifier in pipe.classifiers.items():
-        batches = [classifier(batch, 0) for batch in pixels.split(CLASSIFIER_BATCH)]
+        batches = [classifier(batch, 0).prediction for batch in pixels.split(CLASSIFIER_BATCH)]
         output = torch.cat(batches).double().cpu().numpy()
         is_classification = classifier.config.objective == "classification"
         scores[feature] = output[:, 1] - output[:, 0] if is_classification else output
