@@ -13,12 +13,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .ct_limits import DEFAULT_PIXEL_SPACING, check_pixel_spacing
+from .field_of_view import field_of_view, gaussian_within
 from .hounsfield import HU_MAX, HU_MIN
 from .labels import BODY_FROM_HU, HIGH_DENSITY_FROM_HU, SOFT_TISSUE_FROM_HU, SemanticLabel
+from .lung_signs import find_outside, has_lung_vessels
+from .mask_filters import Mask, components, gaussian, morphology
 
 # The functions import scikit-image and scikit-learn: that takes a second, which a reader of maps need not wait.
-
-Mask = NDArray[np.bool_]
 
 # Tissues
 MEDIAN_EDGE_PIXELS = 3  # of the median filter that the tissue bounds see; without it image noise speckles the map
@@ -46,9 +47,11 @@ DARKEST_PERCENTILE = 10.0  # gas among stool or under the skin has much partial 
 SMALL_CORE_MM2 = 700.0  # of the size of a trachea or a loop of bowel: held to the first two limits
 SMALL_FREE_AIR_MEDIAN_HU = -930.0  # a small piece of a lower median is free air: normal lung is about -850
 SMALL_FREE_AIR_DARKEST_HU = -965.0  # so is one whose darkest tenth lies lower
-FREE_AIR_MEDIAN_HU = -975.0  # half of a larger piece is nearly pure air only in free air, not in lung
+FREE_AIR_MEDIAN_HU = -975.0  # a larger piece of a lower median is free air, or lung that shows its vessels
 LARGE_CORE_MM2 = 3000.0  # from the size of a lung on the median alone counts, as bullae are as dark as gas
 FREE_AIR_DARKEST_HU = -990.0  # a piece smaller than a lung whose darkest tenth lies lower is free air
+MIN_PAIR_BALANCE = 0.4  # the smaller of two lungs by the larger, where they have no vessels, as in a phantom
+MIN_PAIR_SHARE_OF_BODY = 0.15  # both fill as much of the body; gas in bowel fills less
 
 # From the cores to the lungs
 LUNG_DILATION_RADIUS_MM = 2.1  # gives back what the erosion took, and a pixel more; the aerated region bounds it
@@ -77,11 +80,15 @@ def body_mask(hu: np.ndarray, pixel_spacing: float = DEFAULT_PIXEL_SPACING) -> M
     from skimage.measure import regionprops
 
     values = np.clip(hu, HU_MIN, HU_MAX).astype(np.float32)
-    tissue = np.pad(_gaussian(values, SKIN_SIGMA_PIXELS) > BODY_FROM_HU, 1)
-    air = _components(~tissue, connectivity=4)
-    outside = air == air[0, 0]  # the padded corner; air inside the patient has no way to it
-    solid = _morphology(cv2.MORPH_OPEN, ~outside, BODY_OPENING_RADIUS_MM, pixel_spacing)
-    pieces = regionprops(_components(solid))
+    view = field_of_view(values)
+    smooth = gaussian_within(values, view, SKIN_SIGMA_PIXELS)
+    tissue = np.pad(view & (smooth > BODY_FROM_HU), 1)
+    outside, cut_lungs = (np.pad(mask, 1) for mask in find_outside(values, smooth, view, pixel_spacing))
+    inside = np.pad(view, 1) & ~outside
+    # Beyond a cut lung the patient goes on, so that opening does not round the lung there.
+    beyond = ~np.pad(view, 1) & morphology(cv2.MORPH_DILATE, cut_lungs, 2 * BODY_OPENING_RADIUS_MM, pixel_spacing)
+    solid = inside & morphology(cv2.MORPH_OPEN, inside | beyond, BODY_OPENING_RADIUS_MM, pixel_spacing)
+    pieces = regionprops(components(solid))
     if not pieces:
         return np.zeros(hu.shape, dtype=bool)
     trunk = max(pieces, key=lambda piece: piece.area)
@@ -119,9 +126,11 @@ def lung_mask(hu: np.ndarray, body: Mask, pixel_spacing: float = DEFAULT_PIXEL_S
     limit = _aerated_limit(values[body])
     if limit is None:
         return np.zeros(hu.shape, dtype=bool)
-    smooth = _gaussian(values, AERATED_SIGMA_PIXELS)
+    smooth = gaussian(values, AERATED_SIGMA_PIXELS)
     aerated = (smooth < limit) & body
-    cores, free_air = _split_aerated(smooth, aerated, body, pixel_spacing)
+    # What is beyond the field of view counts as body: its edge is no skin, as the scan may cut the patient there.
+    behind_chest_wall = morphology(cv2.MORPH_ERODE, body | ~field_of_view(values), CHEST_WALL_MM, pixel_spacing)
+    cores, free_air = _split_aerated(smooth, aerated, body, behind_chest_wall, pixel_spacing)
     if not cores.any():
         return cores
     return _lungs_from_cores(values, cores, free_air, aerated, body, pixel_spacing)
@@ -139,20 +148,30 @@ def _aerated_limit(inside: NDArray[np.float32]) -> np.float32 | None:
     return None if lung_mean > AERATED_BELOW_HU else (lung_mean + fat_mean) / 2
 
 
-def _split_aerated(smooth: NDArray[np.float32], aerated: Mask, body: Mask, pixel_spacing: float) -> tuple[Mask, Mask]:
+def _split_aerated(
+    smooth: NDArray[np.float32], aerated: Mask, body: Mask, behind_chest_wall: Mask, pixel_spacing: float
+) -> tuple[Mask, Mask]:
     """Split the eroded aerated region into cores of the lungs and the rest, free air: two masks (H, W)."""
     from skimage.measure import regionprops
 
-    eroded = _morphology(cv2.MORPH_ERODE, aerated, CORE_EROSION_RADIUS_MM, pixel_spacing)
-    # Erosion takes nothing off at the edge of the image, which is no skin: the scan may cut the patient there.
-    behind_chest_wall = _morphology(cv2.MORPH_ERODE, body, CHEST_WALL_MM, pixel_spacing)
+    eroded = morphology(cv2.MORPH_ERODE, aerated, CORE_EROSION_RADIUS_MM, pixel_spacing)
     cores = np.zeros_like(eroded)
-    for piece in regionprops(_components(eroded)):
+    dark_pieces = []  # as large as a lung, as dark as free air and without vessels
+    for piece in regionprops(components(eroded)):
         pixels = tuple(piece.coords.T)
         area_mm2 = piece.area * pixel_spacing**2
-        large_enough = area_mm2 >= MIN_CORE_MM2
-        if large_enough and behind_chest_wall[pixels].all() and not _is_free_air(smooth[pixels], area_mm2):
+        if area_mm2 < MIN_CORE_MM2 or not behind_chest_wall[pixels].all():
+            continue
+        if not _is_free_air(smooth[pixels], area_mm2):
             cores[pixels] = True
+        elif area_mm2 >= LARGE_CORE_MM2:
+            if has_lung_vessels(smooth[piece.slice], piece.image, pixel_spacing):
+                cores[pixels] = True
+            else:
+                dark_pieces.append(piece)
+    if not cores.any() and _are_plain_lungs(dark_pieces, body):
+        for piece in dark_pieces:
+            cores[tuple(piece.coords.T)] = True
     return cores, eroded & ~cores
 
 
@@ -171,23 +190,32 @@ def _is_free_air(values: NDArray[np.float32], area_mm2: float) -> bool:
     return bool(median < FREE_AIR_MEDIAN_HU)
 
 
+def _are_plain_lungs(pieces: Sequence[Any], body: Mask) -> bool:
+    """Whether dark pieces (of `regionprops`) without vessels are lungs of a phantom: a pair that fills the chest."""
+    middle = np.nonzero(body)[1].mean()
+    left = sum(piece.area for piece in pieces if piece.centroid[1] < middle)
+    right = sum(piece.area for piece in pieces if piece.centroid[1] >= middle)
+    is_pair = min(left, right) >= MIN_PAIR_BALANCE * max(left, right)
+    return bool(is_pair and left + right >= MIN_PAIR_SHARE_OF_BODY * body.sum())
+
+
 def _lungs_from_cores(
     values: NDArray[np.float32], cores: Mask, free_air: Mask, aerated: Mask, body: Mask, pixel_spacing: float
 ) -> Mask:
     """Grow the cores of the lungs to their outline; fill vessels and nodules."""
     from skimage.morphology import remove_small_holes
 
-    lungs = _morphology(cv2.MORPH_DILATE, cores, LUNG_DILATION_RADIUS_MM, pixel_spacing) & aerated
+    lungs = morphology(cv2.MORPH_DILATE, cores, LUNG_DILATION_RADIUS_MM, pixel_spacing) & aerated
     margin = CLOSING_MARGIN_PIXELS
-    closed = _morphology(cv2.MORPH_CLOSE, np.pad(lungs, margin), LUNG_CLOSING_RADIUS_MM, pixel_spacing)
+    closed = morphology(cv2.MORPH_CLOSE, np.pad(lungs, margin), LUNG_CLOSING_RADIUS_MM, pixel_spacing)
     lungs = closed[margin:-margin, margin:-margin] & body
-    free_air = _morphology(cv2.MORPH_DILATE, free_air, FREE_AIR_RIM_RADIUS_MM, pixel_spacing) & aerated
-    near_lungs = _morphology(cv2.MORPH_DILATE, lungs, LUNG_EDGE_RADIUS_MM, pixel_spacing)
+    free_air = morphology(cv2.MORPH_DILATE, free_air, FREE_AIR_RIM_RADIUS_MM, pixel_spacing) & aerated
+    near_lungs = morphology(cv2.MORPH_DILATE, lungs, LUNG_EDGE_RADIUS_MM, pixel_spacing)
     edge = near_lungs & (values < BODY_FROM_HU) & body
     lungs = (lungs | edge) & ~free_air
     lungs = remove_small_holes(lungs, max_size=int(MAX_HOLE_MM2 / pixel_spacing**2))
     # The outline of marching squares at this level encloses the pixels above it.
-    outlined: Mask = _gaussian(lungs.astype(np.float32), OUTLINE_SIGMA_PIXELS) > OUTLINE_LEVEL
+    outlined: Mask = gaussian(lungs.astype(np.float32), OUTLINE_SIGMA_PIXELS) > OUTLINE_LEVEL
     return outlined
 
 
@@ -279,24 +307,3 @@ def contour_mask(contour_xy: Sequence[tuple[float, float]] | np.ndarray, shape: 
     mask[polygon(rows, columns, shape)] = True
     mask[polygon_perimeter(rows, columns, shape, clip=True)] = True
     return mask
-
-
-def _morphology(operation: int, mask: Mask, radius_mm: float, pixel_spacing: float) -> Mask:
-    """Apply `cv2.MORPH_ERODE`, `_DILATE`, `_OPEN` or `_CLOSE` with a disk; the outside of the image has no effect."""
-    from skimage.morphology import disk
-
-    radius = max(1, round(radius_mm / pixel_spacing))
-    return cv2.morphologyEx(mask.astype(np.uint8), operation, disk(radius)).astype(bool)
-
-
-def _components(mask: Mask, connectivity: int = 8) -> NDArray[np.int32]:
-    """Connected components (H, W): 0 outside the mask, 1 and up inside."""
-    _, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=connectivity)
-    return np.asarray(components, dtype=np.int32)
-
-
-def _gaussian(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Smooth by a Gaussian of `sigma` pixels, cut at four sigma; the border pixels are repeated outside the image."""
-    edge = 2 * round(4 * sigma) + 1
-    blurred = cv2.GaussianBlur(image, (edge, edge), sigma, borderType=cv2.BORDER_REPLICATE)
-    return np.asarray(blurred, dtype=np.float32)

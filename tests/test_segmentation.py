@@ -1,6 +1,11 @@
 """Semantic maps made from Hounsfield units: the body, the lungs, tissues, painted nodules, and masks of contours."""
 
+import io
+import tarfile
+from pathlib import Path
+
 import numpy as np
+import pydicom
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
@@ -127,6 +132,96 @@ def test_lung_near_the_edge_of_the_image_is_found(phantom, phantom_map):
     columns = slice(74, 439)
     cut = semantic_map_from_hu(phantom[:, columns])
     assert dice(cut == SemanticLabel.LUNG, phantom_map[:, columns] == SemanticLabel.LUNG) > 0.99
+
+
+@pytest.fixture(scope="module")
+def chest(phantom, phantom_map) -> np.ndarray:
+    """The phantom with what tells cut lung from air outside: mottled lungs, and ribs all around them."""
+    random, hu = np.random.default_rng(3), phantom.copy()
+    mottle = gaussian_filter(random.normal(size=hu.shape), 5)
+    lungs = (phantom_map == SemanticLabel.LUNG) & (phantom < -700)
+    hu[lungs] += 50 * (mottle / mottle.std())[lungs]
+    for centre in (150, 362):
+        for angle in np.arange(0, 2 * np.pi, np.pi / 6):
+            place = (256 + 122 * np.sin(angle), centre + 82 * np.cos(angle))
+            hu[mask_of(disk(place, 5)) & (phantom_map == SemanticLabel.SOFT_TISSUE)] = BONE
+    return hu
+
+
+def circle(radius: int, centre_x: float = 255.5) -> np.ndarray:
+    y, x = np.mgrid[:512, :512]
+    return (y - 255.5) ** 2 + (x - centre_x) ** 2 <= radius**2
+
+
+@pytest.mark.parametrize("padding", [-1024, -2000])
+@pytest.mark.parametrize("radius", [130, 150, 165, 185])
+def test_lungs_cut_by_a_circular_field_of_view_are_found(chest, phantom_map, radius, padding):
+    """Beyond the circle nothing was measured, so nothing is labelled there."""
+    view = circle(radius)
+    labels = semantic_map_from_hu(np.where(view, chest, padding))
+    expected = (phantom_map == SemanticLabel.LUNG) & view
+    assert dice(labels == SemanticLabel.LUNG, expected) > 0.98
+    assert not (labels[~circle(radius + 2)] != SemanticLabel.BACKGROUND).any()
+
+
+@pytest.mark.parametrize("columns", [60, 100, 130])
+def test_lungs_cut_by_the_border_of_the_image_are_found(chest, phantom_map, columns):
+    labels = semantic_map_from_hu(chest[:, columns:])
+    assert dice(labels == SemanticLabel.LUNG, phantom_map[:, columns:] == SemanticLabel.LUNG) > 0.98
+
+
+def test_air_and_table_in_a_small_field_of_view_are_not_lung(chest, phantom_map):
+    """A circle that shows the patient from the side: air, skin and the foam of the table reach its edge."""
+    foam = chest.copy()
+    beside = (phantom_map == SemanticLabel.BACKGROUND) & (np.arange(512)[:, None] > 400)
+    foam[beside] = -900 + np.random.default_rng(0).normal(0, 15, beside.sum())
+    y, x = np.mgrid[:512, :512]
+    view = (y - 380) ** 2 + (x - 256) ** 2 <= 130**2
+    labels = semantic_map_from_hu(np.where(view, foam, -1024))
+    wrong = (labels == SemanticLabel.LUNG) & (phantom_map != SemanticLabel.LUNG)
+    assert wrong.sum() < 0.01 * (phantom_map == SemanticLabel.LUNG).sum()
+
+
+@pytest.mark.parametrize("lung_hu", [-970, -976, -990, -1010, -1024])
+def test_the_darkest_lungs_are_found(phantom, phantom_map, lung_hu):
+    """Emphysema, and scanners whose air is off: vessels tell lung from free air, not a limit of HU."""
+    lungs = phantom_map == SemanticLabel.LUNG
+    dark = np.where(lungs & (phantom < -700), np.clip(phantom + (lung_hu - LUNG_HU), -1024, 800), phantom)
+    assert dice(semantic_map_from_hu(dark) == SemanticLabel.LUNG, lungs) > 0.95
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters:sklearn.exceptions.ConvergenceWarning")  # of K-means
+def test_uniform_lungs_of_a_physical_phantom_are_found():
+    """Plain air in two bores of a solid body: without vessels, a pair that fills the chest is its lungs."""
+    hu = np.full((512, 512), -1000.0)
+    hu[ellipse(256, 256, 160, 215)] = 0
+    lungs = mask_of(ellipse(256, 150, 112, 72)) | mask_of(ellipse(256, 362, 112, 72))
+    hu[lungs] = -1000
+    assert dice(semantic_map_from_hu(hu) == SemanticLabel.LUNG, lungs) > 0.97
+    one_bore = hu.copy()
+    one_bore[:, 256:][lungs[:, 256:]] = 0  # a stomach full of gas is no pair
+    assert not (semantic_map_from_hu(one_bore) == SemanticLabel.LUNG).any()
+
+
+@pytest.mark.parametrize("radius", [150, 185])
+def test_lungs_of_real_slices_cut_by_a_circle_are_found(radius):
+    """The first slices of a real series that show much lung."""
+    data = Path(__file__).parents[2] / "shared" / "data" / "qin-lung-ct"
+    if not data.is_dir():
+        pytest.skip("needs the public CT of ../shared/data")
+    with tarfile.open(data / "dicom.tar.xz") as tar:
+        names = sorted(name for name in tar.getnames() if "QIN-LSC-0049/" in name and "tumour" not in name)
+        files = [tar.extractfile(name) for name in names if name.endswith(".dcm")]
+        slices = [pydicom.dcmread(io.BytesIO(file.read())) for file in files[::12] if file is not None]
+    shares = []
+    for ct in slices:
+        hu = ct.pixel_array * float(ct.RescaleSlope) + float(ct.RescaleIntercept)
+        spacing = float(ct.PixelSpacing[0])
+        expected = (semantic_map_from_hu(hu, spacing) == SemanticLabel.LUNG) & circle(radius)
+        if expected.sum() > 10000:
+            cut = semantic_map_from_hu(np.where(circle(radius), hu, -1024), spacing) == SemanticLabel.LUNG
+            shares.append(dice(cut, expected))
+    assert len(shares) >= 2 and min(shares) > 0.97, shares
 
 
 def test_air_under_the_skin_is_not_lung(phantom, phantom_map):
