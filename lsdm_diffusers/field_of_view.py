@@ -36,7 +36,8 @@ def field_of_view(values: NDArray[np.float32]) -> Mask:
     right = values.shape[1] - 1 - measured[rows, ::-1].argmax(axis=1)
     points = np.stack([np.concatenate([left, right]), np.concatenate([rows, rows])], axis=1).astype(np.int32)
     filled = cv2.fillConvexPoly(np.zeros(values.shape, dtype=np.uint8), cv2.convexHull(points), 1)
-    return filled.astype(bool)
+    view: Mask = filled.astype(bool)
+    return view
 
 
 def edge_of(view: Mask) -> Mask:
