@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,10 +11,25 @@ import torch.nn.functional as F
 from .guidance import nodule_mask
 from .nodule_crop import crop_box
 from .nodule_features import NODULE_FEATURES, feature_target
-from .semantic_map import find_nodules
+from .semantic_map import Nodule, find_nodules
 
 Features = Mapping[str, str | float]
 NoduleFeatures = Features | Sequence[Features | Sequence[Features | None] | None]
+
+
+@dataclass(frozen=True)
+class NoduleRequest:
+    """What one nodule is asked for.
+
+    Args:
+        map_index: index of its map in the batch of maps.
+        nodule: where it lies.
+        features: {feature: value}, as `nodule_features` of a pipeline has them; not empty.
+    """
+
+    map_index: int
+    nodule: Nodule
+    features: Features
 
 
 @dataclass
@@ -48,33 +63,28 @@ class NoduleBatch:
         return latents
 
 
-def _check_features(features: object, index: int, guidable: Collection[str]) -> None:
+def _check_features(features: object, index: int) -> None:
     if not isinstance(features, Mapping):
         raise ValueError(
             f"`nodule_features[{index}]` contains a {type(features).__name__}, but a dict for each nodule is needed."
         )
     for feature, value in features.items():
         feature_target(feature, value)
-        if feature not in guidable:
-            raise ValueError(f"`nodule_features` asks for {feature}, but the pipeline has no `{feature}_classifier`.")
 
 
-def features_by_nodule(
-    nodule_features: NoduleFeatures, nodule_counts: Sequence[int], guidable: Collection[str]
-) -> list[list[Features]]:
+def features_by_nodule(nodule_features: NoduleFeatures, nodule_counts: Sequence[int]) -> list[list[Features]]:
     """The features that each nodule of each map is asked for; empty where a nodule is not guided.
 
     Args:
         nodule_features: a dict for every nodule of every map, or a list with one entry per map, each a dict or a list
             of dicts, one per nodule.
         nodule_counts: number of nodules of each map.
-        guidable: features that the pipeline has a classifier for.
 
     Raises:
         ValueError: for lists of another length, other types, and features or values that cannot be asked for.
     """
     if isinstance(nodule_features, Mapping):
-        _check_features(nodule_features, 0, guidable)
+        _check_features(nodule_features, 0)
         return [[nodule_features] * count for count in nodule_counts]
     if not isinstance(nodule_features, (list, tuple)):
         raise ValueError(
@@ -96,7 +106,7 @@ def features_by_nodule(
             )
         features_by_map.append([features or {} for features in entries])
         for features in features_by_map[-1]:
-            _check_features(features, index, guidable)
+            _check_features(features, index)
     return features_by_map
 
 
@@ -141,53 +151,69 @@ def warn_of_maps_without_nodules(features: NoduleFeatures, counts: Sequence[int]
         )
 
 
-def guided_nodules(
-    maps: np.ndarray,
-    nodule_features: NoduleFeatures,
-    guidable: Collection[str],
-    images_per_map: int,
-    factor: int,
-    device: torch.device,
-) -> NoduleBatch | None:
-    """Collect the guided nodules of all images, map by map.
+def requested_nodules(maps: np.ndarray, nodule_features: NoduleFeatures) -> list[NoduleRequest]:
+    """The nodules that are asked for something, map by map in the order of `find_nodules`.
 
     Args:
         maps: labels (B, H, W).
-        nodule_features: as in `features_by_nodule`; the nodules of a map are in the order of `find_nodules`.
-        guidable: features that the pipeline has a classifier for.
+        nodule_features: as in `features_by_nodule`.
+
+    Raises:
+        ValueError: as `features_by_nodule`.
+    """
+    nodules_by_map = [find_nodules(one_map) for one_map in maps]
+    counts = [len(nodules) for nodules in nodules_by_map]
+    features_by_map = features_by_nodule(nodule_features, counts)
+    warn_of_maps_without_nodules(nodule_features, counts, stacklevel=5)  # the line that calls the pipeline
+    requests = []
+    for map_index, (nodules, features_of_map) in enumerate(zip(nodules_by_map, features_by_map, strict=True)):
+        pairs = zip(nodules, features_of_map, strict=True)
+        requests += [NoduleRequest(map_index, nodule, features) for nodule, features in pairs if features]
+    return requests
+
+
+def narrow_requests(requests: Sequence[NoduleRequest], features: Collection[str]) -> list[NoduleRequest]:
+    """The same requests for some features only; without the nodules that are asked for none of them."""
+    narrowed = []
+    for request in requests:
+        kept = {feature: value for feature, value in request.features.items() if feature in features}
+        if kept:
+            narrowed.append(replace(request, features=kept))
+    return narrowed
+
+
+def batch_nodules(
+    requests: Sequence[NoduleRequest],
+    map_size: tuple[int, int],
+    images_per_map: int,
+    factor: int,
+    device: torch.device,
+) -> NoduleBatch:
+    """The nodules of all images, with the crops that their classifiers see.
+
+    Args:
+        requests: one or more.
+        map_size: H and W in pixels.
         images_per_map: images of each map, which follow one another in the batch of latents.
         factor: down-sampling f of the autoencoder.
         device: where the tensors are made.
 
-    Returns:
-        The nodules; None where none is guided.
-
     Raises:
-        ValueError: as `features_by_nodule`, or for a map with guided nodules smaller than the classifiers' crop.
+        ValueError: for maps smaller than the classifiers' crop.
     """
-    nodules_by_map = [find_nodules(one_map) for one_map in maps]
-    counts = [len(nodules) for nodules in nodules_by_map]
-    features_by_map = features_by_nodule(nodule_features, counts, guidable)
-    warn_of_maps_without_nodules(nodule_features, counts, stacklevel=5)  # the line that calls the pipeline
-    size = (maps.shape[1], maps.shape[2])
-    latent_size = (size[0] // factor, size[1] // factor)
+    latent_size = (map_size[0] // factor, map_size[1] // factor)
     images: list[int] = []
     boxes: list[tuple[int, int, int, int]] = []
     masks: list[torch.Tensor] = []
     asked: list[Features] = []
-    for map_index, (nodules, features_of_map) in enumerate(zip(nodules_by_map, features_by_map, strict=True)):
-        for nodule, features in zip(nodules, features_of_map, strict=True):
-            if not features:
-                continue
-            mask = nodule_mask(torch.from_numpy(nodule.mask(size)), latent_size)
-            y0, x0, y1, x1 = _nodule_box(mask, crop_box(nodule.centroid_yx, latent_size, factor))
-            mask = mask[None, y0:y1, x0:x1]
-            images += range(map_index * images_per_map, (map_index + 1) * images_per_map)
-            boxes += [(y0, x0, y1, x1)] * images_per_map
-            masks += [mask] * images_per_map
-            asked += [features] * images_per_map
-    if not images:
-        return None
+    for request in requests:
+        mask = nodule_mask(torch.from_numpy(request.nodule.mask(map_size)), latent_size)
+        y0, x0, y1, x1 = _nodule_box(mask, crop_box(request.nodule.centroid_yx, latent_size, factor))
+        mask = mask[None, y0:y1, x0:x1]
+        images += range(request.map_index * images_per_map, (request.map_index + 1) * images_per_map)
+        boxes += [(y0, x0, y1, x1)] * images_per_map
+        masks += [mask] * images_per_map
+        asked += [request.features] * images_per_map
     rows, targets = {}, {}
     for feature in NODULE_FEATURES:
         asking = [row for row, features in enumerate(asked) if feature in features]

@@ -5,8 +5,8 @@ import inspect
 import math
 import os
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,20 @@ from diffusers import AutoencoderKL, DDPMScheduler, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 
-from .guidance import (
-    check_gradients_allowed,
-    classifier_gradient,
-    frozen,
-    guide_model_output,
-    noise_levels,
-    sequential_gradient,
-    step_variances,
-)
+from .guidance import frozen, noise_levels
+from .guidance_methods.choice import METHODS, check_methods, check_requests, choose_methods
+from .guidance_methods.classifier import ClassifierGuidance, GradientHook, check_noise_levels
+from .guidance_methods.classifier_free import RatingGuidance, asked_groups, paint_unknown, rating_variants
+from .guidance_methods.contrast import LabelContrast, paint_asked, paint_opposite
+from .guidance_methods.map_variants import MapVariant, MapVariants
+from .guidance_methods.step import GuidanceMethod, GuidedStep
 from .latents import decode_latents, encode_map
+from .models.group_norm import NormStatistics, recorded_norms
 from .models.nodule_classifier import NoduleClassifier
 from .models.unet_spade import SpadeUNet2DModel
-from .nodule_batch import NoduleBatch, NoduleFeatures, guided_nodules
+from .nodule_batch import NoduleFeatures, NoduleRequest, batch_nodules, narrow_requests, requested_nodules
 from .nodule_features import NODULE_FEATURES
+from .sampling_defaults import CLASSIFIER, CLASSIFIER_FREE, CONTRAST
 from .semantic_map_pipeline import (
     HUB_ARGUMENTS,
     PIXEL_OUTPUT_TYPES,
@@ -36,8 +36,6 @@ from .semantic_map_pipeline import (
     MapSources,
     SemanticMapPipeline,
 )
-
-GradientHook = Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]
 
 # Schedulers that give wrong pictures with every model of this pipeline, and why.
 UNFIT_SCHEDULERS = {
@@ -54,8 +52,6 @@ UNFIT_SCHEDULERS = {
     "DDIMInverseScheduler": "it goes from a picture to noise",
     "DPMSolverMultistepInverseScheduler": "it goes from a picture to noise",
 }
-_INTERPOLATED = "its interpolated second step has a noise level it does not report"
-UNGUIDABLE_SCHEDULERS = {"KDPM2DiscreteScheduler": _INTERPOLATED, "DPMSolverSDEScheduler": _INTERPOLATED}
 DEFAULT_SCALE = 1.0  # Bayes' rule
 OUTPUT_TYPES = (*PIXEL_OUTPUT_TYPES, "latent")
 
@@ -77,21 +73,6 @@ def trained_prediction(scheduler_class: str, config: Mapping[str, Any]) -> str |
     return config.get("prediction_type") or ("flow_prediction" if scheduler_class.startswith("Flow") else None)
 
 
-@dataclass
-class _Guidance:
-    """What no step of a guided call changes; settled before the first step, so that no step waits for the device."""
-
-    nodules: NoduleBatch
-    order: str
-    mask: torch.Tensor  # (B, 1, h, w), boolean: where each image is guided
-    timesteps: list[float]
-    alphas: torch.Tensor  # (T,), as the next two
-    sigmas: torch.Tensor
-    variances: torch.Tensor
-    modules: list[torch.nn.Module]  # what the gradient passes through
-    offloaded: bool  # whether group offload moves their weights between forward and backward pass
-
-
 class LSDMGuidedPipeline(SemanticMapPipeline):
     r"""
     Generates lung CT slices from semantic maps, with nodules as benign or malignant, smooth or spiculated as asked.
@@ -101,10 +82,13 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         unet: denoiser of the latents.
         scheduler: any diffusers scheduler that does not clip its sample.
         malignancy_classifier, lobulation_classifier, spiculation_classifier, texture_classifier: optional; each
-            feature that `nodule_features` asks for needs its own.
+            feature that classifiers guide needs its own.
+        guidance_methods: {feature: method} that the checkpoint recommends, "classifier", "contrast" or
+            "classifier_free"; saved with it. Features that it does not name, and checkpoints without it, use
+            "classifier".
 
     Attributes:
-        gradient_hook: function that exchanges the gradient of each guided step, or None. It is called as
+        gradient_hook: function that exchanges the classifiers' gradient of each step, or None. It is called as
             `hook(gradient, timestep, mask)`: s·g of all nodules and features with respect to the latents,
             (B, c, h, w), zero outside the nodules; the timestep, a number; and where the nodules are guided,
             (B, 1, h, w), boolean. What it returns guides the step. It belongs to this pipeline object alone: another
@@ -141,8 +125,10 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         lobulation_classifier: NoduleClassifier | None = None,
         spiculation_classifier: NoduleClassifier | None = None,
         texture_classifier: NoduleClassifier | None = None,
+        guidance_methods: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
+        check_methods({} if guidance_methods is None else guidance_methods, "guidance_methods")
         self.register_modules(
             vae=vae,
             unet=unet,
@@ -152,6 +138,7 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
             spiculation_classifier=spiculation_classifier,
             texture_classifier=texture_classifier,
         )
+        self.register_to_config(guidance_methods=guidance_methods)
         self._trained_prediction: str | None = None
         if scheduler is not None:
             self._trained_prediction = trained_prediction(type(scheduler).__name__, scheduler.config)
@@ -319,103 +306,102 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         call._interrupt = False
         return call
 
-    def _guided_nodules(
-        self,
-        maps: np.ndarray,
-        nodule_features: NoduleFeatures | None,
-        num_images_per_map: int,
-        device: torch.device,
-    ) -> NoduleBatch | None:
-        """The nodules that a call guides, or None; warn where the call asks for guidance that does nothing."""
+    def recommended_methods(self, guidance_method: str | Mapping[str, str] | None = None) -> dict[str, str]:
+        """The method that guides each feature where a call is given this `guidance_method`.
+
+        Returns:
+            {feature: "classifier", "contrast" or "classifier_free"}, of every feature.
+
+        Raises:
+            ValueError: for an unknown name or feature, or a method that cannot guide the feature.
+        """
+        return choose_methods(guidance_method, self.config.get("guidance_methods"))
+
+    def _requests(
+        self, maps: np.ndarray, nodule_features: NoduleFeatures | None, methods: Mapping[str, str]
+    ) -> list[NoduleRequest]:
+        """What nodules are asked for, checked; warn where the call asks for guidance that does nothing."""
+        if nodule_features is not None:
+            requests = requested_nodules(maps, nodule_features)
+            check_requests(requests, methods, self.classifiers, self.unet.config.rating_channels)
+            return requests
+        if not {0.0, DEFAULT_SCALE}.issuperset(self._feature_scales().values()):
+            warnings.warn(
+                f"`guidance_scale` is {self._guidance_scale}, but there are no `nodule_features`, so nothing is "
+                "guided.",
+                stacklevel=4,  # the line that calls the pipeline, past `__call__` and `torch.no_grad`
+            )
+        return []
+
+    def _requests_by_method(
+        self, requests: Sequence[NoduleRequest], methods: Mapping[str, str]
+    ) -> dict[str, list[NoduleRequest]]:
+        """The requests of each method that guides. Scale 0 of all that it is asked for is exactly no guidance."""
         scales = self._feature_scales()
-        if nodule_features is None:
-            if not {0.0, DEFAULT_SCALE}.issuperset(scales.values()):
-                warnings.warn(
-                    f"`guidance_scale` is {self._guidance_scale}, but there are no `nodule_features`, so nothing is "
-                    "guided.",
-                    stacklevel=4,  # the line that calls the pipeline, past `__call__` and `torch.no_grad`
-                )
-            return None
-        factor = self.vae_scale_factor
-        nodules = guided_nodules(maps, nodule_features, self.classifiers, num_images_per_map, factor, device)
-        if nodules is None or not any(scales[feature] for feature in nodules.targets):
-            return None  # scale 0 of every feature asked for is exactly no guidance
-        self._check_guidable()
-        return nodules
+        by_method = {}
+        for method in METHODS:
+            narrowed = narrow_requests(requests, [feature for feature in methods if methods[feature] == method])
+            if any(scales[feature] for request in narrowed for feature in request.features):
+                by_method[method] = narrowed
+        return by_method
 
-    def _check_guidable(self) -> None:
-        """Raise an error where guidance would fail or be wrong: by the scheduler, or by how the call is made."""
-        check_gradients_allowed()
-        name = type(self.scheduler).__name__
-        if name in UNGUIDABLE_SCHEDULERS:
-            raise ValueError(
-                f"`scheduler` is {name}, but {UNGUIDABLE_SCHEDULERS[name]}, so guidance would be wrong; use another, "
-                "such as DPMSolverMultistepScheduler."
-            )
-        if not hasattr(self.scheduler, "add_noise") and not hasattr(self.scheduler, "scale_noise"):
-            raise ValueError(
-                f"`scheduler` is {name}, but guidance needs one with `add_noise` or `scale_noise`, such as "
-                "DPMSolverMultistepScheduler."
-            )
-        for name, module in {"vae": self.vae, **self.classifiers}.items():
-            if any(parameter.device.type == "meta" for parameter in module.parameters()):
-                raise RuntimeError(
-                    f"The weights of {name} are off the device (sequential offload), which gives no gradients; use "
-                    "`enable_model_cpu_offload()` or `enable_group_offload()`."
-                )
+    def _guidance(
+        self,
+        by_method: Mapping[str, Sequence[NoduleRequest]],
+        maps: np.ndarray,
+        shape: tuple[int, ...],
+        prediction_type: str,
+        order: str,
+    ) -> list[GuidanceMethod]:
+        """The methods that guide a call, with all that no step changes; they act one after the other.
 
-    def _settle_guidance(self, nodules: NoduleBatch, order: str, shape: tuple[int, ...]) -> _Guidance:
-        """Settle before the first step what no step changes, so that no step waits for the device."""
-        timesteps = self.scheduler.timesteps
-        alphas, sigmas = noise_levels(self.scheduler, timesteps)
-        device = nodules.masks.device
-        decoder = [part for name, part in self.vae.named_children() if name not in ("encoder", "quant_conv")]
-        modules = [*decoder, *(self.classifiers[feature] for feature in nodules.targets)]
-        return _Guidance(
-            nodules=nodules,
-            mask=nodules.paste(nodules.masks.float(), (shape[0], 1, *shape[2:])) > 0,
-            order=order,
-            timesteps=timesteps.tolist(),
-            alphas=alphas.to(device),
-            sigmas=sigmas.to(device),
-            variances=step_variances(alphas, sigmas).to(device),
-            modules=modules,
-            offloaded=any(hasattr(part, "_diffusers_hook") for module in modules for part in module.modules()),
-        )
+        Args:
+            by_method: what each method is asked for.
+            maps: (B, H, W), as `_painted_maps` makes them.
+            shape: of the latents.
+            prediction_type: what the model predicts.
+            order: of the classifiers' gradients.
+        """
+        device, images_per_map = self._execution_device, shape[0] // len(maps)
+        methods: list[GuidanceMethod] = []
+        if CLASSIFIER in by_method:
+            size = (maps.shape[1], maps.shape[2])
+            nodules = batch_nodules(by_method[CLASSIFIER], size, images_per_map, self.vae_scale_factor, device)
+            methods.append(
+                ClassifierGuidance(
+                    nodules,
+                    self.classifiers,
+                    self.vae,
+                    self.scheduler,
+                    prediction_type,
+                    order,
+                    shape,
+                    self.gradient_hook,
+                )
+            )
+        if CONTRAST in by_method:
+            opposite = torch.from_numpy(paint_opposite(maps, by_method[CONTRAST])).to(device)
+            variants = [MapVariant(opposite, None, by_method[CONTRAST])]
+            methods.append(LabelContrast(MapVariants(self.unet, self.vae, variants, images_per_map)))
+        if CLASSIFIER_FREE in by_method:
+            requests = by_method[CLASSIFIER_FREE]
+            check_noise_levels(self.scheduler)
+            alphas, sigmas = noise_levels(self.scheduler, self.scheduler.timesteps)
+            rated = list(rating_variants(maps, requests, device).values())
+            rated_variants = MapVariants(self.unet, self.vae, rated, images_per_map)
+            methods.append(RatingGuidance(asked_groups(requests), rated_variants, (sigmas / alphas).tolist()))
+        return methods
+
+    def _painted_maps(self, maps: np.ndarray, by_method: Mapping[str, Sequence[NoduleRequest]]) -> np.ndarray:
+        """The maps that are sampled: nodules guided by contrast get the label that they are asked for."""
+        maps = paint_asked(maps, by_method.get(CONTRAST, []))
+        return paint_unknown(maps, by_method.get(CLASSIFIER_FREE, []))
 
     def _feature_scales(self) -> dict[str, float]:
         scale = self._guidance_scale
         if isinstance(scale, Mapping):
             return {feature: float(scale.get(feature, DEFAULT_SCALE)) for feature in NODULE_FEATURES}
         return dict.fromkeys(NODULE_FEATURES, float(scale))
-
-    def _nodule_gradient(
-        self, latents: torch.Tensor, step: int, timestep: torch.Tensor, guidance: _Guidance
-    ) -> torch.Tensor:
-        """s·g summed over nodules and features, with respect to the scheduler's latents; zero outside the masks."""
-        nodules, scales, classifiers = guidance.nodules, self._feature_scales(), self.classifiers
-        # Schedulers of the sigma kind keep z_0 + σ·noise; the classifiers know its variance-preserving form.
-        norm = torch.hypot(guidance.alphas[step], guidance.sigmas[step])
-        image_dtype = next(iter(classifiers.values())).dtype
-
-        def decode(crops: torch.Tensor) -> torch.Tensor:
-            return decode_latents(self.vae, crops).to(image_dtype)
-
-        def gradient(crops: torch.Tensor, features: Collection[str]) -> torch.Tensor:
-            asked = {feature: classifiers[feature] for feature in features}
-            g = classifier_gradient(
-                crops, timestep, decode, asked, nodules.targets, scales, nodules.rows, keep_weights=guidance.offloaded
-            )
-            return g * nodules.masks
-
-        crops = nodules.crops(latents).float() / norm
-        features = [feature for feature in nodules.targets if scales[feature]]
-        if guidance.order == "sequential":
-            g = sequential_gradient(gradient, crops, features, guidance.variances[step])
-        else:
-            g = gradient(crops, features)
-        g = nodules.paste(g / norm, latents.shape)
-        return g if self.gradient_hook is None else self.gradient_hook(g, guidance.timesteps[step], guidance.mask)
 
     @torch.no_grad()
     def __call__(
@@ -435,6 +421,7 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - diffusers' signature
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
+        guidance_method: str | Mapping[str, str] | None = None,
     ) -> LSDMPipelineOutput | tuple[Any, ...]:
         """Generate `num_images_per_map` slices of each map.
 
@@ -461,6 +448,11 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
             timesteps: the timesteps themselves, falling, for schedulers that take them, instead of
                 `num_inference_steps`.
             sigmas: the same as noise levels, falling; some schedulers, such as Euler's, want the last one, 0, as well.
+            guidance_method: "classifier" (gradients of the classifiers), "contrast" (malignancy alone: the difference
+                that the nodule's label makes; nodules are drawn with the asked label) or "classifier_free" (needs a
+                U-Net with rating channels), for all features or as {feature: name}. None, and features that the dict
+                does not name: what the checkpoint recommends. With scale 0, each method gives the slice of the map as
+                it is given, so that the asked label is not drawn either.
 
         Warns:
             UserWarning: for guidance that does nothing: a scale without features, or features on a map without
@@ -490,13 +482,15 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         self._try_scheduler(schedule, device)
         self._interrupt = False
         call = self._new_call(guidance_scale, schedule, device)
-        nodules = call._guided_nodules(maps, nodule_features, num_images_per_map, device)
+        methods = self.recommended_methods(guidance_method)
+        by_method = call._requests_by_method(call._requests(maps, nodule_features, methods), methods)
+        maps = call._painted_maps(maps, by_method)
 
         steps = call.scheduler.timesteps
         num_inference_steps = schedule.get("num_inference_steps", len(steps))
         step_arguments = inspect.signature(call.scheduler.step).parameters
         extra = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in step_arguments}
-        guidance = None if nodules is None else call._settle_guidance(nodules, guidance_order, shape)
+        guidance = call._guidance(by_method, maps, shape, prediction_type, guidance_order)
 
         # Noise, in float32 whatever the models' dtype is: a scheduler's arithmetic in bfloat16 loses small steps.
         dtype = torch.float32
@@ -512,7 +506,7 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         if self.unet.config.spade_blocks != "none":
             modulation = self.unet.compute_modulation(labels.long(), latent_size)
 
-        modules = [] if guidance is None else guidance.modules
+        modules = [module for method in guidance for module in method.modules]
         with frozen(*modules), self.progress_bar(total=num_inference_steps) as progress_bar:
             for i, t in enumerate(steps):
                 if call._interrupt or self._interrupt:
@@ -520,13 +514,14 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
                 model_input = latents
                 if hasattr(call.scheduler, "scale_model_input"):
                     model_input = call.scheduler.scale_model_input(latents, t)
-                model_input = torch.cat([model_input.to(self.unet.dtype), map_latents], dim=1)
-                model_output = self.unet(model_input, t, modulation=modulation).sample.to(dtype)
-                if guidance is not None:
-                    gradient = call._nodule_gradient(latents, i, t, guidance)
-                    model_output = guide_model_output(
-                        model_output, gradient, guidance.alphas[i], guidance.sigmas[i], prediction_type
-                    )
+                model_input = model_input.to(self.unet.dtype)
+                recording: AbstractContextManager[NormStatistics] = recorded_norms() if guidance else nullcontext({})
+                with recording as norms:
+                    output = self.unet(torch.cat([model_input, map_latents], dim=1), t, modulation=modulation)
+                model_output = output.sample.to(dtype)
+                step = GuidedStep(i, t, latents, model_input, model_output, norms, call._feature_scales())
+                for guide in guidance:
+                    model_output = guide(model_output, step)
                 latents = call.scheduler.step(model_output, t, latents, **extra).prev_sample
                 if callback_on_step_end is not None:
                     callback_kwargs = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
@@ -536,7 +531,7 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
                 if is_whole_step and progress_bar.n < num_inference_steps:
                     progress_bar.update()
         self._guidance_scale, self._num_timesteps = call._guidance_scale, call._num_timesteps
-        del modulation, map_latents  # the modulation of a 512x512 map is hundreds of MB at full size
+        del modulation, map_latents, guidance  # the modulation of a 512x512 map is hundreds of MB at full size
 
         if output_type == "latent":
             images = latents

@@ -4,6 +4,28 @@ docs/results/steps.md and docs/results/control.md have the measurements. The def
 `guidance_scale` is 1, Bayes' rule, as in the thesis.
 """
 
+from collections.abc import Mapping
+
 NUM_STEPS = 25  # slices of the shipped scheduler are within 1.1 HU of those of 250 steps
-GUIDANCE_SCALE = 2.0  # texture, lobulation and spiculation are seen, and nodules keep the outline of the map
+GUIDANCE_SCALE = 2.0  # by classifiers: texture, lobulation and spiculation are seen, nodules keep the map's outline
 EXAGGERATED_SCALE = 8.0  # from here on nodules grow into blobs, shrink or vanish
+
+# Names of the guidance methods, and the scale that each is recommended at.
+CLASSIFIER, CONTRAST, CLASSIFIER_FREE = "classifier", "contrast", "classifier_free"
+RECOMMENDED_SCALES = {
+    CLASSIFIER: GUIDANCE_SCALE,
+    CONTRAST: 1.0,  # nodules differ as real ones do; from 2 on their HU leave the real range
+    CLASSIFIER_FREE: 1.0,  # what the U-Net itself draws for the ratings
+}
+
+
+def recommended_scales(methods: Mapping[str, str]) -> dict[str, float]:
+    """The recommended guidance scale of each feature.
+
+    Args:
+        methods: {feature: name of its guidance method}.
+
+    >>> recommended_scales({"malignancy": "contrast", "texture": "classifier"})
+    {'malignancy': 1.0, 'texture': 2.0}
+    """
+    return {feature: RECOMMENDED_SCALES[method] for feature, method in methods.items()}

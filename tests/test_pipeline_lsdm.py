@@ -40,6 +40,7 @@ def test_signature_is_the_published_one():
         "callback_on_step_end_tensor_inputs",
         "timesteps",
         "sigmas",
+        "guidance_method",
     ]
     assert parameters["num_inference_steps"].default == 25 and parameters["guidance_order"].default == "sequential"
 

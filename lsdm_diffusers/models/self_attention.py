@@ -7,6 +7,8 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
+from .group_norm import WindowedGroupNorm
+
 
 class SelfAttentionProcessor2D:
     """Computes `SelfAttention2D` with the backend that `set_attention_backend` chose, or else PyTorch's own."""
@@ -49,7 +51,7 @@ class SelfAttention2D(nn.Module, AttentionModuleMixin):
         super().__init__()
         self.heads = heads
         self.use_bias = True  # `fuse_projections` of diffusers reads it
-        self.group_norm = nn.GroupNorm(num_groups, channels, eps=eps)
+        self.group_norm = WindowedGroupNorm(num_groups, channels, eps=eps)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)

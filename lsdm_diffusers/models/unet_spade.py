@@ -17,6 +17,7 @@ from torch import nn
 
 from ..labels import NUM_LABELS, check_label_tensor, max_pool_one_hot
 from ..nodule_features import HIGHEST_RATING, LOWEST_RATING
+from .group_norm import WindowedGroupNorm
 from .self_attention import SelfAttention2D
 
 SPADE_BLOCKS = {"all": ("down", "mid", "up"), "mid_up": ("mid", "up"), "up": ("up",), "none": ()}
@@ -77,7 +78,7 @@ class SpadeNorm(nn.Module):
         rating_channels: int = 0,
     ):
         super().__init__()
-        self.norm = nn.GroupNorm(num_groups, channels, eps=eps, affine=False)
+        self.norm = WindowedGroupNorm(num_groups, channels, eps=eps, affine=False)
         self.map_conv = nn.Conv2d(num_labels, hidden_channels, 3, padding=1)
         if rating_channels:
             self.rating_conv = nn.Conv2d(2 * rating_channels, hidden_channels, 3, padding=1, bias=False)
@@ -136,7 +137,7 @@ class SpadeResnetBlock2D(nn.Module):
 
         def norm(channels: int) -> Any:  # as `nn.Module`, it would have no method `modulation`
             if hidden_channels is None:
-                return nn.GroupNorm(num_groups, channels, eps=eps)
+                return WindowedGroupNorm(num_groups, channels, eps=eps)
             return SpadeNorm(channels, num_labels, hidden_channels, num_groups, eps, rating_channels)
 
         self.is_spade = hidden_channels is not None
@@ -312,7 +313,7 @@ class SpadeUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
                 channels = width
             if level > 0:
                 self.upsamplers.append(Upsample2D(channels, use_conv=True))
-        self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels, eps=norm_eps)
+        self.conv_norm_out = WindowedGroupNorm(norm_num_groups, channels, eps=norm_eps)
         self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
 
     def _modulated_blocks(self) -> list[tuple[Any, int]]:
