@@ -36,15 +36,15 @@ def field_of_view(values: NDArray[np.float32]) -> Mask:
     right = values.shape[1] - 1 - measured[rows, ::-1].argmax(axis=1)
     points = np.stack([np.concatenate([left, right]), np.concatenate([rows, rows])], axis=1).astype(np.int32)
     filled = cv2.fillConvexPoly(np.zeros(values.shape, dtype=np.uint8), cv2.convexHull(points), 1)
-    view: Mask = filled.astype(bool)
-    return view
+    return filled.astype(bool)
 
 
 def edge_of(view: Mask) -> Mask:
     """The outermost pixels (H, W) of a field of view, those at the border of the image included."""
     square = np.ones((3, 3), dtype=np.uint8)
     inner = cv2.erode(view.astype(np.uint8), square, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return view & ~inner.astype(bool)
+    edge: Mask = view & ~inner.astype(bool)
+    return edge
 
 
 def gaussian_within(values: NDArray[np.float32], view: Mask, sigma: float) -> NDArray[np.float32]:

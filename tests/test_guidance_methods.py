@@ -258,7 +258,8 @@ def test_the_recommended_methods_survive_saving(tmp_path, semantic_map):
     loaded.set_progress_bar_config(disable=True)
     assert loaded.recommended_methods()["malignancy"] == "contrast"
     assert loaded.recommended_methods()["texture"] == "classifier"
-    assert np.array_equal(sample(loaded, semantic_map, MALIGNANT), sample(pipe, semantic_map, MALIGNANT))
+    drawn = sample(pipe, semantic_map, MALIGNANT)
+    np.testing.assert_allclose(sample(loaded, semantic_map, MALIGNANT), drawn, atol=1)  # HU, rounded
     named = sample(tiny_pipeline(), semantic_map, MALIGNANT, guidance_method="contrast")
-    assert np.array_equal(sample(pipe, semantic_map, MALIGNANT), named)
+    assert np.array_equal(drawn, named)
     assert set(tiny_pipeline().recommended_methods().values()) == {"classifier"}
