@@ -67,7 +67,7 @@ def test_a_folder_of_ct_becomes_a_dataset(archive, tmp_path):
         left_out = {row["reason"] for row in csv.DictReader(file)}
     assert left_out == {
         "modality 'PT' instead of CT",
-        "another file of the series, of a lower instance number, lies at z = 2.5 mm",
+        "another slice of the series, of a lower instance number, lies at z = 2.5 mm",
         "no position of the slice (ImagePositionPatient)",
         "no SeriesInstanceUID",
         "not a DICOM file",
