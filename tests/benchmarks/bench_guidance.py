@@ -16,7 +16,9 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 
 from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier, SpadeUNet2DModel, small_checkpoint
 from lsdm_diffusers.guidance import frozen
-from lsdm_diffusers.nodule_batch import guided_nodules
+from lsdm_diffusers.guidance_methods.classifier import ClassifierGuidance
+from lsdm_diffusers.guidance_methods.step import GuidedStep
+from lsdm_diffusers.nodule_batch import batch_nodules, requested_nodules
 from lsdm_diffusers.nodule_features import NODULE_FEATURES
 
 MAP_SIZE, LATENT_SIZE = 512, 128
@@ -56,17 +58,24 @@ def measure(
     labels = np.full((MAP_SIZE, MAP_SIZE), 4, dtype=np.uint8)
     labels[240:260, 250:270] = 7
     latents = torch.randn(1, 3, LATENT_SIZE, LATENT_SIZE)
-    pipe._guidance_scale = 1.0
-    nodules = guided_nodules(labels[None], FEATURES, pipe.classifiers, 1, pipe.vae_scale_factor, torch.device("cpu"))
+    requests = requested_nodules(labels[None], FEATURES)
+    nodules = batch_nodules(requests, labels.shape, 1, pipe.vae_scale_factor, torch.device("cpu"))
     pipe.scheduler.set_timesteps(STEPS)
     timestep = pipe.scheduler.timesteps[STEP]
-    guidance = {order: pipe._settle_guidance(nodules, order, latents.shape) for order in ("joint", "sequential")}
+    prediction_type = pipe.scheduler.config.prediction_type
+    guidance = {
+        order: ClassifierGuidance(
+            nodules, pipe.classifiers, pipe.vae, pipe.scheduler, prediction_type, order, tuple(latents.shape)
+        )
+        for order in ("joint", "sequential")
+    }
+    step = GuidedStep(STEP, timestep, latents, latents, latents, {}, dict.fromkeys(NODULE_FEATURES, 1.0))
     with torch.no_grad(), frozen(*guidance["joint"].modules):
         modulation = pipe.unet.compute_modulation(torch.from_numpy(labels)[None].long(), LATENT_SIZE)
         runs = {
             "step": lambda: pipe.unet(torch.cat([latents, latents], dim=1), timestep, modulation=modulation),
-            "joint": lambda: pipe._nodule_gradient(latents, STEP, timestep, guidance["joint"]),
-            "sequential": lambda: pipe._nodule_gradient(latents, STEP, timestep, guidance["sequential"]),
+            "joint": lambda: guidance["joint"].gradient(step),
+            "sequential": lambda: guidance["sequential"].gradient(step),
         }
         seconds = {kind: [] for kind in runs}
         for repeat in range(repeats + 1):
