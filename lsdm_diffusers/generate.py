@@ -84,6 +84,13 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         f"{EXAGGERATED_SCALE:g} and more exaggerate (default 1)",
     )
     nodules.add_argument(
+        "--guidance_method",
+        choices=["classifier", "contrast", "classifier_free"],
+        help="classifier: gradients of the classifiers; contrast: what the label benign or malignant changes "
+        "(malignancy only; keep s at 0.5 to 1); classifier_free: what the ratings change (needs a U-Net that sees "
+        "them); default: what the checkpoint recommends for each feature",
+    )
+    nodules.add_argument(
         "--guidance_order",
         choices=["sequential", "joint"],
         default="sequential",
@@ -397,6 +404,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
         print(f"lsdm-generate: warning: {warning}", file=sys.stderr)
     pixel_spacing = pixel_spacing or DEFAULT_PIXEL_SPACING
     pipe = load_pipeline(checkpoint, args.scheduler, args.device)
+    methods = pipe.recommended_methods(args.guidance_method)
     seeds = [args.seed + index for index in range(args.num_images)]
     slices: np.ndarray = pipe(
         semantic_map,
@@ -404,6 +412,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale if features else 1.0,
         guidance_order=args.guidance_order,
+        guidance_method=args.guidance_method,
         num_images_per_map=args.num_images,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="hu",
@@ -427,6 +436,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
             if not name.startswith("_")
         },
         "nodule_features": features,
+        "guidance_methods": {feature: methods[feature] for feature in features},
         "nodules": [
             {"label": int(nodule.label), "centroid_yx": nodule.centroid_yx, "area": nodule.area}
             for nodule in find_nodules(semantic_map)

@@ -220,3 +220,15 @@ def test_shipped_checkpoint_and_map(tmp_path):
     hu = np.load(tmp_path / "image-0.npy")
     lung = hu[labels[y : y + 128, x : x + 128] == 4]
     assert -1000 < np.median(lung) < -600
+
+
+def test_the_method_of_guidance_is_chosen_and_kept(arguments, tmp_path):
+    slices = {}
+    for method in ("classifier", "contrast"):
+        main([*arguments, "--malignancy", "benign", "--guidance_method", method])
+        parameters = json.loads((tmp_path / "out" / "parameters.json").read_text())
+        assert parameters["guidance_methods"] == {"malignancy": method}
+        slices[method] = np.load(tmp_path / "out" / "image-0.npy")
+    assert not np.array_equal(slices["classifier"], slices["contrast"])
+    with pytest.raises(SystemExit, match="lsdm-generate: .*labels differ by malignancy alone"):
+        main([*arguments, "--texture", "4", "--guidance_method", "contrast"])
