@@ -221,11 +221,16 @@ def scheduler_class(name: str) -> "type[SchedulerMixin]":
     """The class of diffusers' scheduler `name`.
 
     Raises:
-        ValueError: for another name, or a flow-matching scheduler, which fits no model of noise or v.
+        ValueError: for another name, for a scheduler whose package is missing, or for a flow-matching scheduler,
+            which fits no model of noise or v.
     """
     import diffusers
+    from diffusers.utils import DummyObject
 
     found = getattr(diffusers, name, None)
+    if isinstance(found, DummyObject):  # stands for a class whose package is missing
+        missing = " ".join(package for package in found._backends if importlib.util.find_spec(package) is None)
+        raise ValueError(f"`--scheduler` is {name!r}, but a package that it needs is missing: pip install {missing}")
     if not isinstance(found, type) or not issubclass(found, diffusers.SchedulerMixin):
         raise ValueError(
             f"`--scheduler` is {name!r}, but a diffusers scheduler class such as DDIMScheduler is needed."

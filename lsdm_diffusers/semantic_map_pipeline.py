@@ -1,5 +1,6 @@
 """What the pipelines from semantic maps to CT slices share: loading from the Hub, reading of maps, output types."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,37 @@ class SemanticMapPipeline(DiffusionPipeline):
         else:
             options |= {"allow_patterns": ["*.json", f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"]}
         return str(snapshot_download(pretrained_model_name, **options))
+
+    def enable_group_offload(self, *args: Any, **kwargs: Any) -> None:
+        """Offload the components by groups of layers, as diffusers does, with the same arguments.
+
+        On disk (`offload_to_disk_path`) each component gets a folder of its own. Diffusers gives all of them one
+        folder and names the files after the layers, so that components with equal names of layers would read each
+        other's weights. It also takes a file that is already there instead of writing it.
+
+        Raises:
+            ValueError: if a component's folder already has files; its weights would be taken.
+        """
+        given = inspect.signature(super().enable_group_offload).bind(*args, **kwargs).arguments
+        folder = given.pop("offload_to_disk_path", None)
+        if folder is None:
+            super().enable_group_offload(*args, **kwargs)
+            return
+        excluded = given.pop("exclude_modules", None) or []
+        excluded = [excluded] if isinstance(excluded, str) else excluded
+        modules = {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
+        folders = {name: Path(folder) / name for name in modules if name not in excluded}
+        for own_folder in folders.values():
+            if own_folder.exists() and any(own_folder.iterdir()):
+                raise ValueError(
+                    f"`offload_to_disk_path` is {folder}, but {own_folder} already has files, whose weights would be "
+                    "taken; an empty folder is needed."
+                )
+        for name, module in modules.items():
+            if name in folders:
+                module.enable_group_offload(**given, offload_to_disk_path=str(folders[name]))
+            else:
+                module.to(given["onload_device"])
 
     @staticmethod
     def _read_maps(semantic_map: MapSources, multiple: int) -> np.ndarray:

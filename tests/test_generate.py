@@ -82,6 +82,7 @@ def test_same_seed_same_image_alone_or_with_others(arguments, tmp_path):
         (["--pretrained_model_name_or_path", "/no/such/folder"], "is /no/such/folder, but that is neither"),
         (["--pretrained_model_name_or_path", "."], "has no model_index.json"),
         (["--scheduler", "FlowMatchEulerDiscreteScheduler"], "flow-matching"),
+        (["--scheduler", "DPMSolverSDEScheduler"], "is missing: pip install torchsde$"),
         (["--device", "abacus"], "'abacus'"),
         (["--device", "gpu"], "`--device` is 'gpu', but a torch device such as cpu or cuda is needed"),
         (["--device", "meta"], "`--device` is 'meta', but torch cannot use that device here"),

@@ -438,6 +438,18 @@ def test_offloading_changes_nothing(semantic_map, offload):
     np.testing.assert_array_equal(sample(pipe, semantic_map, ALL), expected)
 
 
+@pytest.mark.parametrize("groups", [{"offload_type": "leaf_level"}, {"num_blocks_per_group": 1}])
+def test_components_offloaded_to_one_folder_keep_their_own_weights(pipe, semantic_map, tmp_path, groups):
+    expected = sample(pipe, semantic_map, ALL)
+    offload = {"onload_device": torch.device("cpu"), "offload_to_disk_path": str(tmp_path / "disk"), **groups}
+    pipe.enable_group_offload(**offload, exclude_modules="vae")
+    np.testing.assert_allclose(sample(pipe, semantic_map, ALL).astype(int), expected, atol=1)
+    folders = {folder.name for folder in (tmp_path / "disk").iterdir()}
+    assert folders == {"unet"} | {f"{name}_classifier" for name in pipe.classifiers}
+    with pytest.raises(ValueError, match="`offload_to_disk_path` is .*disk, but .*unet already has files"):
+        pipe.enable_group_offload(**offload)
+
+
 def test_modulation_is_freed_after_the_call(pipe, semantic_map, monkeypatch):
     kept = []
     compute = type(pipe.unet).compute_modulation

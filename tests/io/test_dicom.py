@@ -3,6 +3,7 @@
 import io
 import random
 import struct
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -12,6 +13,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    HTJ2K,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,
@@ -23,6 +25,8 @@ from pydicom.uid import (
 from lsdm_diffusers.io.dicom import DicomError, describe_error, index_dicom, read_slice
 
 from ..synthetic_dicom import thorax_hu, write_slice
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def test_hounsfield_units_are_those_of_pydicom(tmp_path):
@@ -69,6 +73,25 @@ def test_a_compressed_slice_is_read_if_it_is_as_large_as_the_header_says(tmp_pat
     )
     with pytest.raises(DicomError, match=r"shape \(3000, 2000\) instead of \(64, 64\)"):
         read_slice(str(file))
+
+
+@pytest.mark.parametrize(
+    ("stream", "syntax"),
+    [
+        ("jpeg-lossless", JPEGLosslessSV1),
+        ("jpeg-ls", JPEGLSLossless),
+        ("htj2k", HTJ2KLossless),
+        ("htj2k", HTJ2K),
+    ],
+)
+def test_the_extra_decodes_what_scanners_compress_without_loss(tmp_path, stream, syntax):
+    """The streams hold these pixels; imagecodecs wrote them (ljpeg_encode, jpegls_encode, htj2k_encode)."""
+    pytest.importorskip("libjpeg", reason='needs pip install ".[dicom]"')
+    pytest.importorskip("openjpeg", reason='needs pip install ".[dicom]"')
+    stored = np.random.default_rng(0).integers(0, 4000, (32, 32)).astype(np.int16)
+    encoded = encapsulate([(FIXTURES / "compressed" / f"{stream}.bin").read_bytes()])
+    file = write_slice(tmp_path / "a.dcm", stored - 1024, syntax=syntax, stored=encoded)
+    np.testing.assert_array_equal(read_slice(str(file)).hu, stored - 1024)
 
 
 SMALL = thorax_hu()[::8, ::8]

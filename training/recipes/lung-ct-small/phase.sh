@@ -2,6 +2,8 @@
 # `phase` trains one phase of a run, unless it is finished already; `classifier` is a phase that trains a classifier.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} # accelerate would take one thread on a CPU
 export ACCELERATE_MIXED_PRECISION=no
+# Keep freed memory: glibc would give large tensors back at once, and the kernel would clear their pages each time.
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=$((16 << 30)) MALLOC_TOP_PAD_=$((256 << 20))
 # bfloat16 takes two thirds of the time where the CPU has instructions for it, and far more time where it has none
 half=$(grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo bf16 || echo no)
 training=$(dirname "${BASH_SOURCE[0]}")/../..
