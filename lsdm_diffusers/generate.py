@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .ct_limits import DEFAULT_PIXEL_SPACING, check_pixel_spacing
-from .sampling_defaults import EXAGGERATED_SCALE, GUIDANCE_SCALE, NUM_STEPS
+from .sampling_defaults import EXAGGERATED_SCALE, GRAIN, GUIDANCE_SCALE, NUM_STEPS
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -103,6 +103,13 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     sampling.add_argument("--seed", type=int, default=0, help="same seed, same image (default 0)")
     sampling.add_argument("--num_images", type=int, default=1, help="images of the map (default 1)")
+    sampling.add_argument(
+        "--grain",
+        type=float,
+        default=GRAIN,
+        help="CT noise added to the finished slices: 0 none, 1 as much as real slices have, more is like a lower dose "
+        "(default %(default)g)",
+    )
     sampling.add_argument("--device", help="torch device; default: cuda where there is one, otherwise cpu")
     parser.add_argument(
         "--format",
@@ -421,6 +428,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
         num_images_per_map=args.num_images,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="hu",
+        grain=args.grain,
         return_dict=False,
     )[0]
 

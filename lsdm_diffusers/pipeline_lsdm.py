@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 
+from .ct_noise import CTNoise, add_grain_to_pixels, check_grain
 from .guidance import frozen, noise_levels
 from .guidance_methods.choice import METHODS, check_methods, check_requests, choose_methods
 from .guidance_methods.classifier import ClassifierGuidance, GradientHook, check_noise_levels
@@ -86,6 +87,7 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         guidance_methods: {feature: method} that the checkpoint recommends, "classifier", "contrast" or
             "classifier_free"; saved with it. Features that it does not name, and checkpoints without it, use
             "classifier".
+        ct_noise: what `training/measure_ct_noise.py` measured, for `grain=` of a call; saved with the checkpoint.
 
     Attributes:
         gradient_hook: function that exchanges the classifiers' gradient of each step, or None. It is called as
@@ -126,8 +128,11 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         spiculation_classifier: NoduleClassifier | None = None,
         texture_classifier: NoduleClassifier | None = None,
         guidance_methods: dict[str, str] | None = None,
+        ct_noise: dict[str, list[float]] | None = None,
     ) -> None:
         super().__init__()
+        if ct_noise is not None:
+            CTNoise.from_config(ct_noise)  # raises where it is none
         check_methods({} if guidance_methods is None else guidance_methods, "guidance_methods")
         self.register_modules(
             vae=vae,
@@ -138,7 +143,7 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
             spiculation_classifier=spiculation_classifier,
             texture_classifier=texture_classifier,
         )
-        self.register_to_config(guidance_methods=guidance_methods)
+        self.register_to_config(guidance_methods=guidance_methods, ct_noise=ct_noise)
         self._trained_prediction: str | None = None
         if scheduler is not None:
             self._trained_prediction = trained_prediction(type(scheduler).__name__, scheduler.config)
@@ -422,6 +427,7 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
         guidance_method: str | Mapping[str, str] | None = None,
+        grain: float = 0.0,
     ) -> LSDMPipelineOutput | tuple[Any, ...]:
         """Generate `num_images_per_map` slices of each map.
 
@@ -453,6 +459,8 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
                 U-Net with rating channels), for all features or as {feature: name}. None, and features that the dict
                 does not name: what the checkpoint recommends. With scale 0, each method gives the slice of the map as
                 it is given, so that the asked label is not drawn either.
+            grain: CT noise that is added to the finished slice: 0 none, 1 as much as real slices have, more is like a
+                lower dose. Its level is drawn for each slice. It needs a checkpoint with `ct_noise`.
 
         Warns:
             UserWarning: for guidance that does nothing: a scale without features, or features on a map without
@@ -465,6 +473,9 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         self._check_inputs(guidance_scale, guidance_order, output_type, callback_on_step_end_tensor_inputs)
+        check_grain(grain, self.config.get("ct_noise"))
+        if grain and output_type == "latent":
+            raise ValueError(f"`grain` is {grain}, but latents have none; use another `output_type`.")
         self._check_count("num_images_per_map", num_images_per_map)
         self._check_count("num_inference_steps", num_inference_steps)
         levels_of_unet = len(self.unet.config.block_out_channels)
@@ -539,6 +550,9 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
             # One at a time: a decoded batch of full slices is the peak of memory, and an image must not depend on its
             # neighbours.
             pixels = torch.cat([decode_latents(self.vae, z[None]).float().cpu() for z in latents]).clamp(-1, 1)
+            if grain:
+                noise = CTNoise.from_config(self.config.ct_noise)
+                pixels = add_grain_to_pixels(pixels, labels, noise, grain, generator)
             images = self._postprocess(pixels, output_type)
         self.maybe_free_model_hooks()
         return LSDMPipelineOutput(images=images) if return_dict else (images,)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 NUM_STEPS = 25  # slices of the shipped scheduler are within 1.1 HU of those of 250 steps
 GUIDANCE_SCALE = 2.0  # by classifiers: texture, lobulation and spiculation are seen, nodules keep the map's outline
+GRAIN = 0.0  # no noise; the slice as the decoder draws it
 EXAGGERATED_SCALE = 8.0  # from here on nodules grow into blobs, shrink or vanish
 
 # Names of the guidance methods, and the scale that each is recommended at.

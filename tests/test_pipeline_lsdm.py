@@ -41,6 +41,7 @@ def test_signature_is_the_published_one():
         "timesteps",
         "sigmas",
         "guidance_method",
+        "grain",
     ]
     assert parameters["num_inference_steps"].default == 25 and parameters["guidance_order"].default == "sequential"
 
@@ -436,6 +437,28 @@ def test_offloading_changes_nothing(semantic_map, offload):
     else:
         pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
     np.testing.assert_array_equal(sample(pipe, semantic_map, ALL), expected)
+
+
+def test_grain_is_seeded_drawn_for_each_slice_and_added_to_the_finished_slice(pipe, semantic_map, tmp_path):
+    with pytest.raises(ValueError, match="`grain` is 1, but this checkpoint has no `ct_noise`"):
+        sample(pipe, semantic_map, grain=1)
+    noise = {"power": [1.0] * 32, "deviation_hu": [0.0, 10.0, 10.0, 10.0, 20.0], "levels": [0.5] * 10 + [2.0]}
+    LSDMGuidedPipeline(**pipe.components, ct_noise=noise).save_pretrained(tmp_path)
+    pipe = LSDMGuidedPipeline.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`grain` is 1, but latents have none"):
+        sample(pipe, semantic_map, grain=1, output_type="latent")
+
+    seeds = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    maps = [semantic_map, semantic_map]
+    both = pipe(maps, ALL, 2, generator=seeds, output_type="hu", grain=1).images.astype(int)
+    for image, seed in zip(both, (3, 4), strict=True):
+        own = {"generator": torch.Generator().manual_seed(seed), "output_type": "hu"}
+        alone = pipe(semantic_map, ALL, 2, **own, grain=1).images[0]
+        np.testing.assert_allclose(image, alone, atol=1)
+        plain = pipe(semantic_map, ALL, 2, **{**own, "generator": torch.Generator().manual_seed(seed)}).images[0]
+        added = alone.astype(int) - plain
+        lung, body = (added[semantic_map == label].std() for label in (4, 1))
+        assert 4 < body < 25 and lung / body == pytest.approx(2, rel=0.2)
 
 
 @pytest.mark.parametrize("groups", [{"offload_type": "leaf_level"}, {"num_blocks_per_group": 1}])

@@ -26,19 +26,23 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCardData
 
+from lsdm_diffusers.data.dataset import blanked
 from lsdm_diffusers.evaluation.comparison import Comparison, Figures
 from lsdm_diffusers.evaluation.images import (
     check_run,
     data_identity,
+    grained,
     guidable_features,
     make_missing,
     model_paths,
     noise_seed,
     open_pipeline,
     read_hu,
+    reconstruct,
     sample_hu,
     sampler_name,
     scheduler_class,
+    shared_ct_noise,
     weights_digest,
 )
 from lsdm_diffusers.evaluation.metrics import EXTRACTORS, feature_extractor
@@ -46,11 +50,13 @@ from lsdm_diffusers.evaluation.panels import panel_grid, show_hu, show_map
 from lsdm_diffusers.evaluation.slices import (
     EvaluationSlice,
     evenly_spread,
+    pixels_from_hu,
     slices_with_nodules,
     yardstick_slices,
 )
 from lsdm_diffusers.evaluation.tables import markdown_table, write_json
 from lsdm_diffusers.evaluation.windows import centred_window
+from lsdm_diffusers.hounsfield import hu_from_scaled
 from lsdm_diffusers.hub.publishing import evaluation_results
 from lsdm_diffusers.io.atomic_write import write_atomically
 from lsdm_diffusers.models.perceptual import perceptual_distance
@@ -60,7 +66,7 @@ from lsdm_diffusers.training.data import add_data_arguments, open_splits
 
 UNGUIDED, ALL_FEATURES = "none", "all"
 ARMS = (UNGUIDED, *NODULE_FEATURES, ALL_FEATURES)
-REAL = "real slices"
+REAL, RECONSTRUCTED = "real slices", "reconstructed"
 FEW_IMAGES = 2048  # features of Inception; FID's covariance of fewer images has no full rank (Heusel et al., 2017)
 DEPICTED_SLICES, DEPICTED_NODULES = 4, 8  # rows of samples.png and nodules.png
 TABLES = {  # title: {figure: whether lower or higher is better}
@@ -102,6 +108,19 @@ def parse_args() -> argparse.Namespace:
         help="what guides the nodules: nothing, the true rating of one feature, or all four ratings",
     )
     models.add_argument("--guidance_scale", type=float, default=1.0, help="guidance scale s of the guided arms")
+    models.add_argument(
+        "--grain",
+        type=float,
+        default=0.0,
+        help="CT noise added to the images of every model: 0 none, 1 as much as real slices have; the first pipeline "
+        "with a measured noise says what it is like",
+    )
+    models.add_argument(
+        "--reconstructions",
+        action="store_true",
+        help="measure also the real slices as the autoencoder of each latent model reconstructs them: what its U-Net "
+        "could reach at best",
+    )
     models.add_argument(
         "--scheduler", help="name of a diffusers scheduler class for all pipelines; default: each pipeline's own"
     )
@@ -257,6 +276,18 @@ def make_arm(
     return files
 
 
+def reconstructions(args: argparse.Namespace, slices: Sequence[EvaluationSlice]) -> dict[str, list[np.ndarray]]:
+    """The real slices, encoded and decoded by the autoencoder of each model that has one: {name: slices in HU}."""
+    found = {}
+    for model, path in model_paths(args.pretrained_model_name_or_path).items():
+        pipe = open_pipeline(path)
+        if hasattr(pipe, "vae"):
+            pixels = pixels_from_hu([blanked(each.hu, each.semantic_map) for each in slices])
+            decoded = reconstruct(pipe.vae, pixels, batch_size=1).clamp(-1, 1)
+            found[f"{RECONSTRUCTED} by {model}"] = list(hu_from_scaled(decoded[:, 0]).numpy())
+    return found
+
+
 def describe_setting(args: argparse.Namespace, slices: Sequence[EvaluationSlice]) -> str:
     patients = len({ct_slice.patient_id for ct_slice in slices})
     parts = [
@@ -265,6 +296,8 @@ def describe_setting(args: argparse.Namespace, slices: Sequence[EvaluationSlice]
         f"{args.num_inference_steps} steps, {args.scheduler or 'own scheduler'}, s = {args.guidance_scale:g}",
         f"features of {args.feature_extractor}",
     ]
+    if args.grain:
+        parts.append(f"grain {args.grain:g}")
     if args.blank_background:
         parts.append("without table and clothes")
     return "; ".join(parts)
@@ -386,7 +419,7 @@ def write_report(
     }
     write_json(args.output_dir / "results.json", content)
     for method, summary in results.items():
-        if method != REAL:
+        if method != REAL and not method.startswith(RECONSTRUCTED):
             entries = evaluation_results(summary, dataset_name, args.split, setting)
             model_index = ModelCardData(model_name=method, eval_results=entries).to_yaml() + "\n"
             write_atomically(args.output_dir / f"model-index-{method.replace(' + ', '+')}.yml", model_index.encode())
@@ -410,6 +443,7 @@ def main() -> None:
         slices, others, identity = open_data(args)
         extractor = feature_extractor(args.feature_extractor)
         lpips = perceptual_distance("lpips" if args.lpips else "none")
+        noise = shared_ct_noise(model_paths(args.pretrained_model_name_or_path).values(), args.grain)
         check_run(accelerator, args.output_dir, identity)
     except (RuntimeError, ValueError) as error:
         raise SystemExit(f"evaluate.py: {error}") from None
@@ -423,12 +457,23 @@ def main() -> None:
     )
     results = {REAL: summarise([comparison.yardstick(others)])}
     depicted: dict[str, list[np.ndarray]] = {}
+
+    def measure(images: Sequence[np.ndarray], seed: int, name: str) -> Figures:
+        with_noise = [
+            grained(hu, each.semantic_map, noise, args.grain, noise_seed(seed, each.number))
+            for hu, each in zip(images, slices, strict=True)
+        ]
+        depicted.setdefault(name, with_noise)  # those of the first seed
+        return comparison.measure(with_noise)
+
+    if args.reconstructions:
+        for name, images in reconstructions(args, slices).items():
+            results[name] = summarise([measure(images, args.seeds[0], name)])
     for method, files_by_seed in files.items():
-        by_seed = []
-        for seed_files in files_by_seed.values():
-            images = [read_hu(file) for file in seed_files]
-            by_seed.append(comparison.measure(images))
-            depicted.setdefault(method.name, images)  # those of the first seed
+        by_seed = [
+            measure([read_hu(file) for file in seed_files], seed, method.name)
+            for seed, seed_files in files_by_seed.items()
+        ]
         results[method.name] = summarise(by_seed)
 
     draw_pictures(args.output_dir, slices, depicted)

@@ -7,7 +7,10 @@ The design is paired. One nodule of a map at a time is guided, in a window of `-
 of that nodule start from the same noise. The arms:
 
 - unguided;
-- malignancy guided to benign and to malignant, at each of `--scales`;
+- the label alone: the map's nodule painted as benign and as malignant;
+- malignancy by the contrast of these labels, at each of `--contrast_scales`;
+- malignancy guided by its classifier to benign and to malignant, at each of `--scales`;
+- for a U-Net that sees ratings, each feature by its rating, at each of `--rating_scales`;
 - texture, spiculation and lobulation guided to 1 and to 5;
 - sham: random gradients with the norm of malignancy's inside the same mask, in two opposite directions, drawn anew at
   each step or held;
@@ -27,7 +30,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier, small_checkpoint
-from lsdm_diffusers.evaluation.control.arms import planned_arms
+from lsdm_diffusers.evaluation.control.arms import Arm, planned_arms
 from lsdm_diffusers.evaluation.control.measurements import measure_arms, measure_real_nodules, read_real_nodules
 from lsdm_diffusers.evaluation.control.report import write_report
 from lsdm_diffusers.evaluation.control.results import ControlResults
@@ -75,7 +78,17 @@ def parse_args() -> argparse.Namespace:
         type=float,
         nargs="+",
         default=[0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0],
-        help="guidance scales s of malignancy",
+        help="guidance scales s of malignancy by its classifier",
+    )
+    arms.add_argument(
+        "--contrast_scales", type=float, nargs="*", default=[0.5, 1.0, 2.0], help="guidance scales s of label contrast"
+    )
+    arms.add_argument(
+        "--rating_scales",
+        type=float,
+        nargs="*",
+        default=[1.0, 2.0],
+        help="guidance scales s by ratings, for a U-Net that sees them; another one leaves these arms out",
     )
     arms.add_argument(
         "--feature_scale",
@@ -149,6 +162,19 @@ def open_guided_pipeline(path: str | Path) -> LSDMGuidedPipeline:
     return pipe
 
 
+def chosen_arms(args: argparse.Namespace, with_ratings: bool) -> list[Arm]:
+    """The arms that the flags ask for, of a U-Net that sees ratings or not."""
+    feature_scales = {args.feature_scale, *(FULL_SCALES if args.full else ())}
+    return planned_arms(
+        sorted(set(args.scales)),
+        sorted(feature_scales),
+        args.sham_scale,
+        args.shuffled_classifier is not None,
+        sorted(set(args.contrast_scales)),
+        sorted(set(args.rating_scales)) if with_ratings else (),
+    )
+
+
 def describe_setting(args: argparse.Namespace, pipe: LSDMGuidedPipeline, windows: Sequence[NoduleWindow]) -> str:
     """How the images were made and judged, in a paragraph."""
     setting = (
@@ -167,8 +193,6 @@ def describe_setting(args: argparse.Namespace, pipe: LSDMGuidedPipeline, windows
 
 def main() -> None:
     args = parse_args()
-    scales, feature_scales = sorted(set(args.scales)), {args.feature_scale, *(FULL_SCALES if args.full else ())}
-    arms = planned_arms(scales, sorted(feature_scales), args.sham_scale, args.shuffled_classifier is not None)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     dataset = args.dataset_name or args.train_data_dir
     try:
@@ -190,6 +214,7 @@ def main() -> None:
         pipe = open_guided_pipeline(source).to(accelerator.device)
     except ValueError as error:
         raise SystemExit(f"--pretrained_model_name_or_path {source}: {error}") from None
+    arms = chosen_arms(args, pipe.unet.config.rating_channels > 0)
     shuffled = None
     if args.shuffled_classifier is not None:
         shuffled = NoduleClassifier.from_pretrained(args.shuffled_classifier).eval().to(accelerator.device)

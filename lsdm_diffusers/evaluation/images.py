@@ -16,7 +16,9 @@ from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..ct_noise import CTNoise, add_grain, check_grain
 from ..data.dataset import decode_image, encode_image
+from ..hounsfield import HU_MAX, HU_MIN
 from ..io.atomic_write import write_atomically
 from ..latents import decode_latents, encode_pixels
 from ..nodule_features import NODULE_FEATURES
@@ -221,6 +223,31 @@ def make_missing(
             for (file, _), hu in zip(batch, images, strict=True):
                 write_atomically(file, encode_image(hu))
     accelerator.wait_for_everyone()
+
+
+def shared_ct_noise(paths: Iterable[str], grain: float) -> CTNoise | None:
+    """The CT noise of the first of these pipelines that has one, for the images of all; None with grain 0.
+
+    Args:
+        paths: folders or Hub ids.
+        grain: how much noise is added.
+
+    Raises:
+        ValueError: for a bad `grain`, or where no pipeline has measured noise.
+    """
+    configs = (DiffusionPipeline.load_config(path).get("ct_noise") for path in paths) if grain else ()
+    config = next((config for config in configs if config), None)
+    check_grain(grain, config)
+    return None if config is None else CTNoise.from_config(config)
+
+
+def grained(hu: np.ndarray, semantic_map: np.ndarray, noise: CTNoise | None, grain: float, seed: int) -> np.ndarray:
+    """A slice (H, W) in HU with CT noise of its own seed, float32, in the range of HU; without noise, as it is."""
+    if noise is None:
+        return hu
+    generator = torch.Generator().manual_seed(seed)
+    noisy = add_grain(torch.from_numpy(hu), torch.from_numpy(semantic_map), noise, grain, generator)
+    return noisy.clamp(HU_MIN, HU_MAX).numpy()
 
 
 def read_hu(file: Path) -> np.ndarray:

@@ -12,8 +12,8 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
     HTJ2K,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,

@@ -57,7 +57,8 @@ def test_arms_are_paired_kept_and_added_to(common, patients, tmp_path, train):
     images = tmp_path / "out" / "images"
     train("evaluate_control.py", *common, "--max_nodules", 1)
     first = times(images)
-    assert len(first) == 17  # unguided, 3 scales of malignancy, 3 features and 2 shams, two poles each
+    # unguided, and two poles each of the label, 3 scales of contrast and of malignancy, 3 features and 2 shams
+    assert len(first) == 25
     train("evaluate_control.py", *common, "--shuffled_classifier", tmp_path / "shuffled", "--full")
     assert first.items() <= times(images).items()  # what is kept is not made again
     names = {"0-0.png", "1-0.png"}  # of slices and their nodules
@@ -65,7 +66,7 @@ def test_arms_are_paired_kept_and_added_to(common, patients, tmp_path, train):
     for file in times(images):
         made.setdefault(file.parent.parent.name, set()).add(file.name)
     assert all(of_arm == names for of_arm in made.values())
-    assert len(made) == 17 + 2 * 3 * 2 + 2  # besides: two more scales of 3 features, and the shuffled classifier
+    assert len(made) == 25 + 2 * 3 * 2 + 2  # besides: two more scales of 3 features, and the shuffled classifier
     assert {"guided-malignant-s16", "guided-texture-1-s32", "held-sham-benign-s16"} <= made.keys()
 
     # every arm is what the pipeline gives for the same noise
@@ -83,6 +84,12 @@ def test_arms_are_paired_kept_and_added_to(common, patients, tmp_path, train):
         np.testing.assert_allclose(unguided, kept("unguided", window), atol=1)
         guided = sample(pipe, window.semantic_map, {"texture": 5}, guidance_scale=8.0, **seeded)[0]
         np.testing.assert_allclose(guided, kept("guided-texture-5-s8", window), atol=1)
+        asked = window.features({"malignancy": "benign"})
+        contrast = sample(pipe, window.semantic_map, [asked], guidance_method="contrast", **seeded)[0]
+        np.testing.assert_allclose(contrast, kept("contrast-benign-s1", window), atol=1)
+        painted = np.where(window.mask(), 5, window.semantic_map)
+        label = sample(pipe, painted, **seeded)[0]
+        np.testing.assert_allclose(label, kept("label-benign-s0", window), atol=1)
 
     check_report(tmp_path / "out")
 
@@ -106,6 +113,16 @@ def check_report(folder):
     assert sum(areas) / 2 == pytest.approx(dose["benign s=8"]["area [px]"]["mean"])
     transfers = {f"{feature}, s = {s}" for feature in ("texture", "spiculation", "lobulation") for s in (2, 8, 32)}
     assert transfers | {"malignancy, s = 16"} <= tables["Transfer"].keys()
+    methods = {
+        "label alone",
+        *(f"contrast, s = {s}" for s in (0.5, 1, 2)),
+        *(f"classifier, s = {s}" for s in (1, 8, 16)),
+    }
+    rows = tables["Guidance methods"]
+    assert {f"malignancy, {method}" for method in methods} == {name for name in rows if name.startswith("malignancy")}
+    assert rows["malignancy, contrast, s = 1"]["gain, judge"]["mean"] == pytest.approx(
+        rows["malignancy, contrast, s = 1"]["gain / real"] * rows["malignancy, label alone"]["real difference"]
+    )
     obedience = tables["Obedience to the drawn nodule"]
     assert obedience["real"]["Dice"]["mean"] > 0.9  # the real nodules lie where they are drawn
     text = (folder / "control.md").read_text()

@@ -18,6 +18,9 @@ class ArmKind(StrEnum):
     REAL = "real"  # nothing: the real slice at the nodule's place
     UNGUIDED = "unguided"  # sampled from the map alone
     GUIDED = "guided"  # by the classifier of one feature
+    LABEL = "label"  # unguided, but drawn from a map whose nodule has the label benign or malignant
+    CONTRAST = "contrast"  # malignancy by the contrast of these two labels
+    RATINGS = "ratings"  # one feature by a U-Net that sees ratings, "classifier_free"
     TRUE = "true"  # malignancy guided to the class that the nodule is rated
     OPPOSITE = "opposite"  # malignancy guided to the other class
     SHAM = "sham"  # random gradients, as strong as those of malignancy and drawn anew at each step
@@ -33,6 +36,12 @@ class Pole(Enum):
 
 
 SHAM_KINDS = (ArmKind.SHAM, ArmKind.HELD_SHAM)
+METHOD_KINDS = {  # kinds that a user may choose between, and their names in tables
+    ArmKind.LABEL: "label alone",
+    ArmKind.CONTRAST: "contrast",
+    ArmKind.RATINGS: "classifier_free",
+    ArmKind.GUIDED: "classifier",
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,12 @@ def low_and_high(feature: str, scale: float, kind: ArmKind = ArmKind.GUIDED) -> 
 
 
 def planned_arms(
-    scales: Sequence[float], feature_scales: Sequence[float], sham_scale: float, with_shuffled: bool
+    scales: Sequence[float],
+    feature_scales: Sequence[float],
+    sham_scale: float,
+    with_shuffled: bool,
+    contrast_scales: Sequence[float] = (),
+    rating_scales: Sequence[float] = (),
 ) -> list[Arm]:
     """The arms that a run samples, the unguided one first.
 
@@ -121,8 +135,17 @@ def planned_arms(
         feature_scales: s of texture, spiculation and lobulation.
         sham_scale: s of the sham arms and of the shuffled classifier.
         with_shuffled: whether there is a classifier that was trained on shuffled labels.
+        contrast_scales: s of label contrast; the label alone stands beside it.
+        rating_scales: s of all features for a U-Net that sees ratings.
     """
     arms = [UNGUIDED]
+    if contrast_scales:
+        arms += low_and_high("malignancy", 0.0, ArmKind.LABEL)
+    for scale in contrast_scales:
+        arms += low_and_high("malignancy", scale, ArmKind.CONTRAST)
+    for scale in rating_scales:
+        for feature in NODULE_FEATURES:
+            arms += low_and_high(feature, scale, ArmKind.RATINGS)
     for scale in scales:
         arms += low_and_high("malignancy", scale)
     for scale in feature_scales:
@@ -134,9 +157,9 @@ def planned_arms(
     return arms
 
 
-def feature_scales(arms: Iterable[Arm], feature: str) -> list[float]:
-    """The scales s at which classifiers guide a feature, in rising order."""
-    return sorted({arm.scale for arm in arms if arm.kind is ArmKind.GUIDED and arm.feature == feature})
+def feature_scales(arms: Iterable[Arm], feature: str, kind: ArmKind = ArmKind.GUIDED) -> list[float]:
+    """The scales s at which arms of a kind guide a feature, in rising order; the kind is that of classifiers."""
+    return sorted({arm.scale for arm in arms if arm.kind is kind and arm.feature == feature})
 
 
 def arms_by_feature(arms: Iterable[Arm]) -> list[Arm]:

@@ -1,14 +1,15 @@
 """Tables of what the judge and the guiding classifiers see: how far to trust them, and what guidance gains by each."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
-from ...nodule_features import NODULE_FEATURES, is_clear, is_malignant
+from ...nodule_features import INDETERMINATE_RATING, NODULE_FEATURES, is_clear, is_malignant
 from ..agreement import area_under_curve, rank_correlation, rating_agreement, readers_agreement
 from ..bootstrap import patient_bootstrap, patient_bootstrap_of
 from ..measures import MEASURES
-from .arms import REAL, UNGUIDED, Arm, ArmKind, low_and_high
+from .arms import METHOD_KINDS, REAL, UNGUIDED, Arm, ArmKind, low_and_high
 from .measurements import MEASURE_TITLES
 from .results import ControlResults
 from .table import Cell, Row, Table
@@ -110,6 +111,50 @@ def transfer_table(results: ControlResults) -> Table:
         "fooled its classifier."
     )
     return Table("Transfer", caption, rows)
+
+
+def method_table(results: ControlResults) -> Table:
+    """What each guidance method gains by the judge, beside what real nodules of those ratings differ by."""
+    rows: dict[str, Row] = {}
+    for feature in NODULE_FEATURES:
+        agreement, difference = _judge_and_guide(results, feature), _real_difference(results, feature)
+        for kind, method in METHOD_KINDS.items():
+            for scale in results.scales(feature, kind):
+                low, high = low_and_high(feature, scale, kind)
+                gain = results.gain(f"judge {feature}", high, low)
+                classifier_gain = results.gain(f"classifier {feature}", high, low)
+                ratio = gain["mean"] / classifier_gain["mean"]
+                row: dict[str, Cell] = {"gain, judge": gain, "real difference": difference}
+                row |= {"gain / real": gain["mean"] / difference, "gain, classifier": classifier_gain}
+                row |= {"ratio": ratio, "ratio / r": ratio / agreement}
+                for pole, arm in (("least", low), ("most", high)):
+                    row |= {f"HU, {pole}": results.estimate("mean_hu", arm)["mean"]}
+                    row |= {f"Dice, {pole}": results.estimate("nodule_dice", arm)["mean"]}
+                rows[f"{feature}, {method}" + (f", s = {scale:g}" if scale else "")] = row
+    caption = (
+        f"{results.size}. Gain: asked for the most minus asked for the least, in standard deviations of the real "
+        "nodules. Real difference: the judge's scores of real nodules rated above 3 minus those rated below, in the "
+        "same unit; gain / real of 1 is right. Ratio: judge's gain over the guiding classifier's. r: their "
+        "correlation on real nodules, the ratio that a perfect change would have. HU and Dice of the nodule: asked for the least "
+        "and for the most; real nodules have "
+        f"{np.nanmean(results.real_measurements['mean_hu']):.0f} HU."
+    )
+    return Table("Guidance methods", caption, rows)
+
+
+def _judge_and_guide(results: ControlResults, feature: str) -> float:
+    """Correlation of the judge's and the guiding classifier's scores on real nodules."""
+    scores = (results.real_measurements[f"{scorer} {feature}"] for scorer in ("judge", "classifier"))
+    return float(np.corrcoef(*scores)[0, 1])
+
+
+def _real_difference(results: ControlResults, feature: str) -> float:
+    """The judge's mean score of real nodules rated above 3 minus that of those below, in standard deviations."""
+    ratings, scores = results.real.ratings[feature], results.real_measurements[f"judge {feature}"]
+    high, low = scores[ratings > INDETERMINATE_RATING], scores[ratings < INDETERMINATE_RATING]
+    if not len(high) or not len(low):
+        return math.nan
+    return float(high.mean() - low.mean()) / results.unit(f"judge {feature}")
 
 
 def cross_feature_table(results: ControlResults) -> Table:

@@ -6,7 +6,14 @@ from ...io.atomic_write import write_atomically
 from ..tables import write_json
 from .arms import Pole
 from .image_tables import locality_table, obedience_table, plausibility_table
-from .judge_tables import ceiling_table, correlations_table, cross_feature_table, own_rating_table, transfer_table
+from .judge_tables import (
+    ceiling_table,
+    correlations_table,
+    cross_feature_table,
+    method_table,
+    own_rating_table,
+    transfer_table,
+)
 from .pictures import save_pictures
 from .response_tables import response_tables, sham_table, texture_table
 from .results import ControlResults
@@ -17,6 +24,7 @@ def control_tables(results: ControlResults) -> list[Table]:
     """Every table of the report."""
     return [
         ceiling_table(results),
+        method_table(results),
         own_rating_table(results),
         *response_tables(results),
         transfer_table(results),

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...nodule_features import is_malignant
 from ..bootstrap import Estimate, patient_bootstrap
-from .arms import UNGUIDED, Arm, feature_scales
+from .arms import UNGUIDED, Arm, ArmKind, feature_scales
 from .measurements import DrawnNodules, Measurements, RealNodules
 
 
@@ -53,9 +53,9 @@ class ControlResults:
         patients = self.real.patients
         return f"n = {len(patients)} real nodules of {len(np.unique(patients))} patients"
 
-    def scales(self, feature: str) -> list[float]:
-        """The scales s at which a feature is guided, in rising order."""
-        return feature_scales(self.arms, feature)
+    def scales(self, feature: str, kind: ArmKind = ArmKind.GUIDED) -> list[float]:
+        """The scales s at which arms of a kind guide a feature, in rising order; the kind is that of classifiers."""
+        return feature_scales(self.arms, feature, kind)
 
     def unit(self, measure: str) -> float:
         """Standard deviation of a measure over the real nodules; NaN where they are all alike."""

@@ -6,12 +6,24 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
+from ...labels import SemanticLabel
 from ...models.nodule_classifier import NoduleClassifier
 from ...pipeline_lsdm import LSDMGuidedPipeline
+from ...sampling_defaults import CLASSIFIER, CLASSIFIER_FREE, CONTRAST
 from ..images import image_folder, make_missing, prefer_channels_last, read_hu, sample_hu
 from ..windows import NoduleWindow, window_file, window_seed
-from .arms import SHAM_KINDS, Arm, ArmKind, Pole
+from .arms import METHOD_KINDS, SHAM_KINDS, Arm, ArmKind, Pole
 from .sham import ShamGradient
+
+GUIDANCE_METHODS = {ArmKind.CONTRAST: CONTRAST, ArmKind.RATINGS: CLASSIFIER_FREE}
+MALIGNANCY_LABELS = {Pole.LOW: SemanticLabel.NODULE_BENIGN, Pole.HIGH: SemanticLabel.NODULE_MALIGNANT}
+
+
+def with_label(window: NoduleWindow, label: SemanticLabel) -> np.ndarray:
+    """The window's map with another label of its own nodule, a copy."""
+    semantic_map = window.semantic_map.copy()
+    semantic_map[window.mask()] = label
+    return semantic_map
 
 
 class ArmSampler:
@@ -36,7 +48,7 @@ class ArmSampler:
         seed: int,
     ):
         sham = LSDMGuidedPipeline(**pipe.components)
-        self.pipes = {ArmKind.UNGUIDED: pipe, ArmKind.GUIDED: pipe, ArmKind.SHAM: sham, ArmKind.HELD_SHAM: sham}
+        self.pipes = dict.fromkeys((ArmKind.UNGUIDED, *METHOD_KINDS), pipe) | dict.fromkeys(SHAM_KINDS, sham)
         folder = image_folder(output_dir, pipe, num_inference_steps, mixed_precision)
         self.folders = dict.fromkeys(self.pipes, folder)
         if shuffled_classifier is not None:
@@ -59,13 +71,17 @@ class ArmSampler:
         if arm.kind in SHAM_KINDS:
             sign = 1.0 if arm.pole is Pole.HIGH else -1.0
             pipe.gradient_hook = ShamGradient(seed=seed, sign=sign, held=arm.kind is ArmKind.HELD_SHAM)
+        semantic_map, features = window.semantic_map, arm.features
+        if arm.kind is ArmKind.LABEL:
+            semantic_map, features = with_label(window, MALIGNANCY_LABELS[arm.pole]), None
         images = sample_hu(
             pipe,
-            [window.semantic_map],
+            [semantic_map],
             [seed],
-            nodule_features=None if arm.features is None else [window.features(arm.features)],
+            nodule_features=None if features is None else [window.features(features)],
             num_inference_steps=self.num_inference_steps,
             guidance_scale=arm.scale,
+            guidance_method=GUIDANCE_METHODS.get(arm.kind, CLASSIFIER),
         )
         return images[0]
 

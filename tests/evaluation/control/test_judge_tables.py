@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from lsdm_diffusers.evaluation.control import judge_tables
-from lsdm_diffusers.evaluation.control.arms import REAL
-from lsdm_diffusers.evaluation.control.judge_tables import ceiling_table, own_rating_table, transfer_table
+from lsdm_diffusers.evaluation.control.arms import REAL, ArmKind, low_and_high
+from lsdm_diffusers.evaluation.control.judge_tables import (
+    ceiling_table,
+    method_table,
+    own_rating_table,
+    transfer_table,
+)
 
 
 def test_transfer_is_the_ratio_of_gains(results, monkeypatch):
@@ -16,6 +21,36 @@ def test_transfer_is_the_ratio_of_gains(results, monkeypatch):
     assert row["transfer ratio"] == {"mean": pytest.approx(0.5), "interval": pytest.approx([0.5, 0.5])}
     assert row["gain, judge"]["mean"] == pytest.approx(row["gain, classifier"]["mean"] / 2)
     assert row["gain, judge"]["interval"][0] > 0
+
+
+def test_methods_stand_beside_what_real_nodules_differ_by(results, monkeypatch):
+    """The judge gains half of what the guide gains, and agrees with it in part: a perfect change has the ratio r."""
+    monkeypatch.setattr(judge_tables, "NODULE_FEATURES", ("malignancy",))
+    generator = np.random.default_rng(1)
+    guide = results.real.ratings["malignancy"] - 2.5
+    results.real_measurements["classifier malignancy"] = guide
+    results.real_measurements["judge malignancy"] = guide + generator.standard_normal(8)
+    pairs = {kind: low_and_high("malignancy", 0.5, kind) for kind in (ArmKind.CONTRAST, ArmKind.GUIDED)}
+    guided = low_and_high("malignancy", 1)
+    for pair in pairs.values():
+        for arm, known in zip(pair, guided, strict=True):
+            for by_arm in results.measurements.values():
+                by_arm[arm] = by_arm[known]
+    results.real_measurements["mean_hu"] = np.full(8, -300.0)
+    for name in ("mean_hu", "nodule_dice"):
+        results.measurements[name] = {arm: np.full(12, 0.5) for arm in results.arms}
+    rows = method_table(results).rows
+    assert list(rows) == [
+        "malignancy, contrast, s = 0.5",
+        "malignancy, classifier, s = 0.5",
+        "malignancy, classifier, s = 1",
+    ]
+    judge, row = results.real_measurements["judge malignancy"], rows["malignancy, contrast, s = 0.5"]
+    difference = (judge[guide > 0.5].mean() - judge[guide < 0.5].mean()) / judge.std()
+    assert row["real difference"] == pytest.approx(difference)
+    assert row["gain / real"] == pytest.approx(row["gain, judge"]["mean"] / difference)
+    assert row["ratio"] == pytest.approx(0.5 * guide.std() / judge.std())
+    assert row["ratio / r"] == pytest.approx(row["ratio"] / np.corrcoef(judge, guide)[0, 1])
 
 
 def test_the_own_rating_is_told_when_guided_to_it_and_missed_when_guided_away(results):

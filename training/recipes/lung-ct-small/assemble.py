@@ -5,6 +5,7 @@ r"""Assemble the trained stages into one half-precision `from_pretrained` folder
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier, SpadeUNet2DMode
 from lsdm_diffusers.hub.publishing import forget_origins
 from lsdm_diffusers.nodule_features import NODULE_FEATURES
 
+RECOMMENDED_METHODS = {"malignancy": "contrast"}  # docs/guides/guidance.md says why
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -21,13 +24,16 @@ def main() -> None:
         "--training_dir",
         type=Path,
         required=True,
-        help="Folder with vae/, unet/pipeline/ and the four <feature>_classifier/, as train.sh makes them.",
+        help="Folder with vae/, unet/pipeline/, the four <feature>_classifier/ and ct_noise.json, as train.sh makes "
+        "them.",
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write.")
     args = parser.parse_args()
     vae_dir, pipeline_dir = args.training_dir / "vae", args.training_dir / "unet" / "pipeline"
     classifier_dirs = {f"{name}_classifier": args.training_dir / f"{name}_classifier" for name in NODULE_FEATURES}
-    missing = [str(folder) for folder in (vae_dir, pipeline_dir, *classifier_dirs.values()) if not folder.is_dir()]
+    noise_file = args.training_dir / "ct_noise.json"
+    parts = (vae_dir, pipeline_dir, *classifier_dirs.values(), noise_file)
+    missing = [str(part) for part in parts if not part.exists()]
     if missing:
         raise SystemExit(f"--training_dir lacks {', '.join(missing)}; train.sh makes them.")
 
@@ -37,6 +43,8 @@ def main() -> None:
         unet=SpadeUNet2DModel.from_pretrained(pipeline_dir / "unet"),
         scheduler=DPMSolverMultistepScheduler.from_pretrained(pipeline_dir / "scheduler"),
         **classifiers,
+        guidance_methods=RECOMMENDED_METHODS,
+        ct_noise=json.loads(noise_file.read_text()),
     )
     pipe.to(torch.float16).save_pretrained(args.output_dir)
     forget_origins(args.output_dir)

@@ -25,6 +25,11 @@ phase train_autoencoder.py "$output/vae-crops" 2500 "${vae[@]}" --pretrained_vae
 phase train_autoencoder.py "$output/vae" 400 "${vae[@]}" --pretrained_vae "$output/vae-crops" --freeze_encoder \
   --crop_size 320 --train_batch_size 1 --learning_rate 3e-4 --checkpointing_steps 50 --validation_steps 100
 
+if [ ! -f "$output/ct_noise.json" ]; then
+  python "$training/measure_ct_noise.py" --dataset_name "$output/data" --pretrained_vae "$output/vae" \
+    --output_file "$output/ct_noise.json"
+fi
+
 # The U-Net: on crops, then on whole slices, from which it learns that the two lungs belong together.
 # Encoding the views takes about as long as a thousand steps; all phases share them.
 unet=(--pretrained_vae "$output/vae" --latents_dir "$output/latents" --augmentation_views 4 --blank_background
