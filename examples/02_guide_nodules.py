@@ -3,9 +3,8 @@
     python examples/02_guide_nodules.py
     python examples/02_guide_nodules.py --guidance_scale 4 --semantic_map my_map.png
 
-The scale s says how hard guidance pulls: 0 is off, 1 is Bayes' rule, more exaggerates. Texture changes the density of
-a nodule reliably. Malignancy guidance pleases mostly the classifier that it comes from: see docs/guides/guidance.md.
-Not for clinical use.
+The scale s says how hard guidance pulls: 0 is off, 1 is Bayes' rule, more exaggerates. Without it, each feature has
+the scale that suits its method: see docs/guides/guidance.md. Not for clinical use.
 """
 
 import argparse
@@ -33,7 +32,7 @@ ENLARGED = 256  # pixels; edge of a close-up in the picture
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--semantic_map", default=example_map(), help="PNG of labels 0..7 with a nodule")
-parser.add_argument("--guidance_scale", type=float, default=2.0, help="s (default 2)")
+parser.add_argument("--guidance_scale", type=float, help="s of all features (default: what their methods recommend)")
 parser.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps (default 25)")
 parser.add_argument("--seed", type=int, default=0, help="the noise that all slices start from (default 0)")
 parser.add_argument("--output_dir", type=Path, default=Path("example-output/02"), help="folder for the results")
@@ -48,12 +47,13 @@ inside = largest.mask(semantic_map.shape)
 y0, x0, y1, x1 = square_window(largest.centroid_yx, semantic_map.shape, CROP)
 
 pipe = LSDMGuidedPipeline.from_pretrained(small_checkpoint())
+scales = pipe.recommended_scales() if args.guidance_scale is None else args.guidance_scale
 close_ups = []
 for name, features in DIRECTIONS.items():
     hu = pipe(
         semantic_map,
         nodule_features=features,
-        guidance_scale=args.guidance_scale,
+        guidance_scale=scales if features else 1.0,
         num_inference_steps=args.num_inference_steps,
         generator=torch.Generator().manual_seed(
             args.seed

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .ct_limits import DEFAULT_PIXEL_SPACING, check_pixel_spacing
-from .sampling_defaults import EXAGGERATED_SCALE, GRAIN, GUIDANCE_SCALE, NUM_STEPS
+from .sampling_defaults import CLASSIFIER, CONTRAST, EXAGGERATED_SCALES, GRAIN, NUM_STEPS, RECOMMENDED_SCALES
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from .pipeline_lsdm import LSDMGuidedPipeline
 
-EPILOG = f"""
+EPILOG = """
 examples:
   lsdm-generate --output ct
-  lsdm-generate --semantic_map my_map.png --spiculation 5 --guidance_scale {GUIDANCE_SCALE:g} --output ct
+  lsdm-generate --semantic_map my_map.png --spiculation 5 --malignancy malignant --output ct
   lsdm-generate --scheduler DDIMScheduler --num_inference_steps 50 --num_images 4 --seed 7 --output ct
 
 For each image, the files of --format: image-N.png (8 bit, -1024..800 HU), image-N.npy (int16 HU), image-N.nii.gz and
@@ -79,9 +79,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     nodules.add_argument(
         "--guidance_scale",
         type=float,
-        default=1.0,
-        help=f"strength of the guidance: 0 is off, 1 is Bayes' rule, {GUIDANCE_SCALE:g} suits the shipped weights, "
-        f"{EXAGGERATED_SCALE:g} and more exaggerate (default 1)",
+        help="strength of the guidance of all features: 0 is off, 1 is Bayes' rule; classifiers exaggerate from "
+        f"{EXAGGERATED_SCALES[CLASSIFIER]:g} on, contrast from {EXAGGERATED_SCALES[CONTRAST]:g} on (default: "
+        f"{RECOMMENDED_SCALES[CLASSIFIER]:g} for classifiers, {RECOMMENDED_SCALES[CONTRAST]:g} for the other methods)",
     )
     nodules.add_argument(
         "--guidance_method",
@@ -417,12 +417,14 @@ def generate(args: argparse.Namespace) -> list[Path]:
     pixel_spacing = pixel_spacing or DEFAULT_PIXEL_SPACING
     pipe = load_pipeline(checkpoint, args.scheduler, args.device)
     methods = pipe.recommended_methods(args.guidance_method)
+    recommended = pipe.recommended_scales(args.guidance_method)
+    scales = recommended if args.guidance_scale is None else dict.fromkeys(recommended, args.guidance_scale)
     seeds = [args.seed + index for index in range(args.num_images)]
     slices: np.ndarray = pipe(
         semantic_map,
         nodule_features=features or None,
         num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale if features else 1.0,
+        guidance_scale=scales if features else 1.0,
         guidance_order=args.guidance_order,
         guidance_method=args.guidance_method,
         num_images_per_map=args.num_images,
@@ -433,9 +435,8 @@ def generate(args: argparse.Namespace) -> list[Path]:
     )[0]
 
     scheduler = type(pipe.scheduler).__name__
-    asked = ", ".join(f"{name} {value}" for name, value in features.items()) or "no guidance"
-    scale = f", s = {args.guidance_scale:g}" if features else ""
-    titles = [f"{scheduler}, {args.num_inference_steps} steps, seed {seed}; {asked}{scale}" for seed in seeds]
+    asked = ", ".join(f"{name} {value} (s = {scales[name]:g})" for name, value in features.items()) or "no guidance"
+    titles = [f"{scheduler}, {args.num_inference_steps} steps, seed {seed}; {asked}" for seed in seeds]
     parameters = {
         **vars(args),
         "semantic_map": str(map_path),
@@ -449,6 +450,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
             if not name.startswith("_")
         },
         "nodule_features": features,
+        "guidance_scale": {feature: scales[feature] for feature in features},
         "guidance_methods": {feature: methods[feature] for feature in features},
         "nodules": [
             {"label": int(nodule.label), "centroid_yx": nodule.centroid_yx, "area": nodule.area}

@@ -29,7 +29,7 @@ from .models.nodule_classifier import NoduleClassifier
 from .models.unet_spade import SpadeUNet2DModel
 from .nodule_batch import NoduleFeatures, NoduleRequest, batch_nodules, narrow_requests, requested_nodules
 from .nodule_features import NODULE_FEATURES
-from .sampling_defaults import CLASSIFIER, CLASSIFIER_FREE, CONTRAST
+from .sampling_defaults import CLASSIFIER, CLASSIFIER_FREE, CONTRAST, recommended_scales
 from .semantic_map_pipeline import (
     HUB_ARGUMENTS,
     PIXEL_OUTPUT_TYPES,
@@ -321,6 +321,10 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
             ValueError: for an unknown name or feature, or a method that cannot guide the feature.
         """
         return choose_methods(guidance_method, self.config.get("guidance_methods"))
+
+    def recommended_scales(self, guidance_method: str | Mapping[str, str] | None = None) -> dict[str, float]:
+        """The `guidance_scale` that suits the methods of a call with this `guidance_method`: {feature: s}."""
+        return recommended_scales(self.recommended_methods(guidance_method))
 
     def _requests(
         self, maps: np.ndarray, nodule_features: NoduleFeatures | None, methods: Mapping[str, str]

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 NUM_STEPS = 25  # slices of the shipped scheduler are within 1.1 HU of those of 250 steps
 GUIDANCE_SCALE = 2.0  # by classifiers: texture, lobulation and spiculation are seen, nodules keep the map's outline
 GRAIN = 0.0  # no noise; the slice as the decoder draws it
-EXAGGERATED_SCALE = 8.0  # from here on nodules grow into blobs, shrink or vanish
 
 # Names of the guidance methods, and the scale that each is recommended at.
 CLASSIFIER, CONTRAST, CLASSIFIER_FREE = "classifier", "contrast", "classifier_free"
@@ -17,6 +16,12 @@ RECOMMENDED_SCALES = {
     CLASSIFIER: GUIDANCE_SCALE,
     CONTRAST: 1.0,  # nodules differ as real ones do; from 2 on their HU leave the real range
     CLASSIFIER_FREE: 1.0,  # what the U-Net itself draws for the ratings
+}
+# From these scales on the slice leaves the range of real ones.
+EXAGGERATED_SCALES = {
+    CLASSIFIER: 8.0,  # nodules grow into blobs, shrink or vanish
+    CONTRAST: 2.0,  # benign nodules become as bright as calcified ones
+    CLASSIFIER_FREE: 2.0,  # ground glass vanishes
 }
 
 

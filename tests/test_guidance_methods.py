@@ -117,6 +117,12 @@ def test_a_batch_gives_the_slices_of_its_maps_alone(pipe, semantic_map):
     assert np.array_equal(batch, again)
 
 
+def test_an_indeterminate_nodule_is_drawn_by_its_label_alone(pipe, semantic_map):
+    painted = np.where(semantic_map >= 5, 6, semantic_map)
+    asked = contrast(pipe, semantic_map, {"malignancy": 3}).astype(int)
+    np.testing.assert_allclose(asked, sample(pipe, painted), atol=1)
+
+
 def test_methods_of_several_features_guide_one_call(pipe, semantic_map):
     features = {"malignancy": "malignant", "texture": 5}
     both = contrast(pipe, semantic_map, features)
@@ -240,7 +246,6 @@ def test_ratings_guide_a_u_net_that_sees_them(semantic_map):
         ({"size": "classifier"}, MALIGNANT, "`guidance_method` has the key 'size'"),
         ({"texture": "contrast"}, MALIGNANT, "labels differ by malignancy alone"),
         ("contrast", {"texture": 4}, "labels differ by malignancy alone"),
-        ("contrast", {"malignancy": 3}, "has no opposite"),
         ("classifier_free", {"texture": 4}, "has 0 rating channels"),
         (3, MALIGNANT, "`guidance_method` is a int"),
     ],

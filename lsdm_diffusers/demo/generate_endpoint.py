@@ -14,11 +14,15 @@ from ..io.export import export_ct
 from ..io.map_upload import read_map_upload
 from .generation import GeneratedSlice, Progress
 from .jobs import (
+    DEFAULT_GRAIN,
     DEFAULT_IMAGES,
+    DEFAULT_MALIGNANCY_METHOD,
     DEFAULT_SAMPLER,
     DEFAULT_SCALE,
     DEFAULT_SEED,
     DEFAULT_STEPS,
+    MALIGNANCY_METHODS,
+    MAX_GRAIN,
     MAX_IMAGES,
     MAX_SCALE,
     MAX_STEPS,
@@ -40,9 +44,12 @@ map_file: PNG, .npy or NIfTI of labels 0..7, PNG in palette colours, or a CT sli
 HU + 1024), from which the map is made; its height and width are padded to multiples of 32. features: JSON,
 null (no guidance), a dict for all
 nodules such as {{"malignancy": "malignant", "spiculation": 4}}, or a list with a dict for each nodule in raster order;
-keys malignancy ("benign", "malignant" or 1..5), lobulation, spiculation, texture (1..5). guidance_scale:
-0..{MAX_SCALE}, 0 is off. sampler: {", ".join(SAMPLERS)}. num_inference_steps: 1..{MAX_STEPS}. seed: 0 and up; the same
-seed gives the same slice. num_images: 1..{MAX_IMAGES}, with the seeds that follow. Returns the files of each slice
+keys malignancy ("benign", "malignant" or 1..5), lobulation, spiculation, texture (1..5). guidance_scale: of
+lobulation, spiculation and texture, 0..{MAX_SCALE}, 0 is off. sampler: {", ".join(SAMPLERS)}.
+num_inference_steps: 1..{MAX_STEPS}. seed: 0 and up; the same seed gives the same slice. num_images: 1..{MAX_IMAGES},
+with the seeds that follow. malignancy_scale: of malignancy, 0..{MAX_SCALE}; null is what its method recommends.
+malignancy_method: {" or ".join(MALIGNANCY_METHODS)}. grain: CT noise, 0..{MAX_GRAIN}; 0 is none, 1 as much as real
+slices have. Returns the files of each slice
 (PNG in the lung window, .npy in HU), semantic_map.png (the map they were made from), and the parameters."""
 
 
@@ -80,6 +87,9 @@ def add_generate_endpoint(sample_jobs: SampleJobs, multiple: int, uploads: Uploa
         num_inference_steps: int = DEFAULT_STEPS,
         seed: int = DEFAULT_SEED,
         num_images: int = DEFAULT_IMAGES,
+        malignancy_scale: float | None = None,
+        malignancy_method: str = DEFAULT_MALIGNANCY_METHOD,
+        grain: float = DEFAULT_GRAIN,
     ) -> Iterator[tuple[list[str], list[dict[str, Any]]]]:
         if not map_file:
             raise gr.Error("`map_file` is missing.", print_exception=False)
@@ -97,6 +107,9 @@ def add_generate_endpoint(sample_jobs: SampleJobs, multiple: int, uploads: Uploa
                 num_inference_steps,
                 seed,
                 num_images,
+                malignancy_scale=malignancy_scale,
+                malignancy_method=malignancy_method,
+                grain=grain,
                 multiple=multiple,
             )
             files: list[str] = []
@@ -129,6 +142,9 @@ def add_generate_endpoint(sample_jobs: SampleJobs, multiple: int, uploads: Uploa
             gr.Number(DEFAULT_STEPS, label="num_inference_steps"),
             gr.Number(DEFAULT_SEED, label="seed"),
             gr.Number(DEFAULT_IMAGES, label="num_images"),
+            gr.Number(None, label="malignancy_scale"),
+            gr.Dropdown(list(MALIGNANCY_METHODS), value=DEFAULT_MALIGNANCY_METHOD, label="malignancy_method"),
+            gr.Number(DEFAULT_GRAIN, label="grain"),
         ]
         outputs = [gr.File(label="files", file_count="multiple"), gr.JSON(label="parameters")]
         gr.Button("generate").click(

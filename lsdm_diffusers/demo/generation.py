@@ -1,6 +1,7 @@
 """Sampling for the page: each job reports its progress with previews, and can be stopped at any step."""
 
 import base64
+import copy
 import io
 import queue
 import threading
@@ -99,7 +100,8 @@ def sample(pipeline: LSDMGuidedPipeline, job: Job, guided: bool = True, on_step:
         (H, W), int16, Hounsfield units.
     """
     scheduler = SAMPLERS[job.sampler].from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
-    pipe = type(pipeline)(**{**pipeline.components, "scheduler": scheduler})
+    pipe = copy.copy(pipeline)
+    pipe.scheduler = scheduler
     pipe.set_progress_bar_config(disable=True)
     preview_interval = max(1, job.num_inference_steps // PREVIEWS)
     previous_latents = None
@@ -124,7 +126,9 @@ def sample(pipeline: LSDMGuidedPipeline, job: Job, guided: bool = True, on_step:
         job.semantic_map,
         nodule_features=features,
         num_inference_steps=job.num_inference_steps,
-        guidance_scale=job.guidance_scale if features else 1.0,
+        guidance_scale=job.scales if features else 1.0,
+        guidance_method={"malignancy": job.malignancy_method},
+        grain=job.grain,
         generator=torch.Generator().manual_seed(job.seed),
         output_type="hu",
         callback_on_step_end=after_step,

@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..nodule_features import feature_target
-from ..sampling_defaults import GUIDANCE_SCALE, NUM_STEPS
+from ..nodule_features import NODULE_FEATURES, feature_target
+from ..sampling_defaults import CLASSIFIER, CONTRAST, GRAIN, GUIDANCE_SCALE, NUM_STEPS, RECOMMENDED_SCALES
 from ..semantic_map import find_nodules
 from ..version import __version__
 from .packed_array import MAX_EDGE
@@ -23,9 +23,10 @@ SAMPLERS: dict[str, type[diffusers.SchedulerMixin]] = {
     "Euler ancestral": diffusers.EulerAncestralDiscreteScheduler,
     "DDPM": diffusers.DDPMScheduler,
 }
+MALIGNANCY_METHODS = (CONTRAST, CLASSIFIER)
 SIZES = (512, 384, 256)  # pixels of the longer edge that the page offers
 MIN_SIZE, MAX_SIZE = 32, MAX_EDGE
-MAX_STEPS, MAX_IMAGES, MAX_SCALE = 200, 8, 64
+MAX_STEPS, MAX_IMAGES, MAX_SCALE, MAX_GRAIN = 200, 8, 64, 4
 MAX_SEED = 2**32
 
 DEFAULT_SAMPLER = "DPM-Solver++"
@@ -33,6 +34,8 @@ DEFAULT_STEPS = NUM_STEPS
 DEFAULT_SCALE = GUIDANCE_SCALE
 DEFAULT_SEED = 0
 DEFAULT_IMAGES = 1
+DEFAULT_MALIGNANCY_METHOD = CONTRAST
+DEFAULT_GRAIN = GRAIN
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,10 @@ class Job:
         semantic_map: labels 0..7, (H, W).
         pixel_spacing: edge of a pixel in mm.
         features: a dict for each nodule of the map, in the order of `find_nodules`.
-        guidance_scale: 0..64; 0 is no guidance.
+        guidance_scale: of lobulation, spiculation and texture, 0..64; 0 is no guidance.
+        malignancy_scale: of malignancy, 0..64.
+        malignancy_method: what guides malignancy, one of `MALIGNANCY_METHODS`.
+        grain: CT noise added to the slice, 0..4.
         sampler: one of `SAMPLERS`.
         num_inference_steps: 1..200.
         seed: of the noise.
@@ -58,6 +64,14 @@ class Job:
     num_inference_steps: int = DEFAULT_STEPS
     seed: int = DEFAULT_SEED
     title: str = ""
+    malignancy_scale: float = RECOMMENDED_SCALES[DEFAULT_MALIGNANCY_METHOD]
+    malignancy_method: str = DEFAULT_MALIGNANCY_METHOD
+    grain: float = DEFAULT_GRAIN
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The guidance scale of each feature."""
+        return {**dict.fromkeys(NODULE_FEATURES, self.guidance_scale), "malignancy": self.malignancy_scale}
 
     def parameters(self) -> dict[str, Any]:
         """Everything that makes the slice, for its JSON file."""
@@ -72,7 +86,9 @@ class Job:
         return {
             "title": self.title,
             "nodules": nodules,
-            "guidance_scale": self.guidance_scale,
+            "guidance_scale": self.scales,
+            "malignancy_method": self.malignancy_method,
+            "grain": self.grain,
             "sampler": self.sampler,
             "num_inference_steps": self.num_inference_steps,
             "seed": self.seed,
@@ -94,6 +110,17 @@ def whole_number(name: str, value: Any, low: int, high: int) -> int:
     if not is_number or not low <= value <= high or int(value) != value:
         raise ValueError(f"`{name}` is {value!r}, but a whole number {low}..{high} is needed.")
     return int(value)
+
+
+def number(name: str, value: Any, high: float) -> float:
+    """Check a setting that is a number of 0..`high`.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= high:
+        raise ValueError(f"`{name}` is {value!r}, but a number 0..{high} is needed.")
+    return float(value)
 
 
 def check_features(features: Any, semantic_map: np.ndarray) -> list[dict[str, Any]]:
@@ -152,6 +179,9 @@ def make_jobs(
     seed: Any = DEFAULT_SEED,
     num_images: Any = DEFAULT_IMAGES,
     size: Any = None,
+    malignancy_scale: Any = None,
+    malignancy_method: Any = DEFAULT_MALIGNANCY_METHOD,
+    grain: Any = DEFAULT_GRAIN,
     *,
     multiple: int,
 ) -> list[Job]:
@@ -161,12 +191,15 @@ def make_jobs(
         semantic_map: labels 0..7, (H, W).
         pixel_spacing: edge of its pixels in mm.
         features: None, a dict for all nodules, or a list with a dict for each.
-        guidance_scale: 0..64; 0 is no guidance.
+        guidance_scale: of lobulation, spiculation and texture, 0..64; 0 is no guidance.
         sampler: one of `SAMPLERS`.
         num_inference_steps: 1..200.
         seed: 0..2^32.
         num_images: 1..8.
         size: pixels of the longer edge to which the map is scaled, 32..1024; None leaves the map as it is.
+        malignancy_scale: of malignancy, 0..64; None takes what its method recommends.
+        malignancy_method: one of `MALIGNANCY_METHODS`.
+        grain: CT noise added to the slices, 0..4.
         multiple: height and width must be multiples of it, because autoencoder and U-Net halve them so often.
 
     Raises:
@@ -180,16 +213,33 @@ def make_jobs(
     height, width = semantic_map.shape
     if height % multiple or width % multiple:
         raise ValueError(f"The map is {height}x{width} pixels, but height and width must be multiples of {multiple}.")
-    is_number = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
-    if not is_number or not 0 <= guidance_scale <= MAX_SCALE:
-        raise ValueError(f"`guidance_scale` is {guidance_scale!r}, but a number 0..{MAX_SCALE} is needed.")
+    if malignancy_method not in MALIGNANCY_METHODS:
+        known = ", ".join(MALIGNANCY_METHODS)
+        raise ValueError(f"`malignancy_method` is {malignancy_method!r}, but {known} are known.")
+    if malignancy_scale is None:
+        malignancy_scale = RECOMMENDED_SCALES[malignancy_method]
+    guidance_scale = number("guidance_scale", guidance_scale, MAX_SCALE)
+    malignancy_scale = number("malignancy_scale", malignancy_scale, MAX_SCALE)
+    grain = number("grain", grain, MAX_GRAIN)
     if sampler not in SAMPLERS:
         raise ValueError(f"`sampler` is {sampler!r}, but {', '.join(SAMPLERS)} are known.")
     steps = whole_number("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
     first_seed = whole_number("seed", seed, 0, MAX_SEED)
     images = whole_number("num_images", num_images, 1, MAX_IMAGES)
     return [
-        Job(semantic_map, pixel_spacing, features, float(guidance_scale), sampler, steps, seed, f"seed {seed}")
+        Job(
+            semantic_map,
+            pixel_spacing,
+            features,
+            guidance_scale,
+            sampler,
+            steps,
+            seed,
+            f"seed {seed}",
+            malignancy_scale,
+            malignancy_method,
+            grain,
+        )
         for seed in range(first_seed, first_seed + images)
     ]
 

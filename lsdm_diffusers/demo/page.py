@@ -13,16 +13,18 @@ from starlette.middleware import Middleware
 
 from ..checkpoint import small_checkpoint
 from ..pipeline_lsdm import LSDMGuidedPipeline
-from ..sampling_defaults import EXAGGERATED_SCALE, GUIDANCE_SCALE
+from ..sampling_defaults import CLASSIFIER, CONTRAST, EXAGGERATED_SCALES, RECOMMENDED_SCALES
 from .browser_calls import static_text
 from .generate_endpoint import add_generate_endpoint
 from .generation import GeneratedSlice, Progress, Stopped, run
 from .jobs import (
+    DEFAULT_GRAIN,
     DEFAULT_IMAGES,
+    DEFAULT_MALIGNANCY_METHOD,
     DEFAULT_SAMPLER,
-    DEFAULT_SCALE,
     DEFAULT_SEED,
     DEFAULT_STEPS,
+    MALIGNANCY_METHODS,
     MAX_IMAGES,
     SAMPLERS,
     SIZES,
@@ -48,12 +50,19 @@ except ImportError:
 
 TITLE = "Synthetic lung CT from a drawing"
 NOTICE = '<p class="notice">Synthetic images for research and teaching. <strong>Not for clinical use.</strong></p>'
-EXAGGERATED = (
-    f'<p class="exaggerated" role="status">From {EXAGGERATED_SCALE:g} on nodules grow into blobs, shrink or vanish, '
-    "and the slice leaves the range of real ones.</p>"
-)
+EXAGGERATED = {
+    CLASSIFIER: f"From {EXAGGERATED_SCALES[CLASSIFIER]:g} on nodules grow into blobs, shrink or vanish, and the slice "
+    "leaves the range of real ones.",
+    CONTRAST: f"From {EXAGGERATED_SCALES[CONTRAST]:g} on benign nodules become as bright as calcified ones, and the "
+    "slice leaves the range of real ones.",
+}
+METHOD_NAMES = {CONTRAST: "contrast of the labels", CLASSIFIER: "the classifier's gradient"}
 SIZE_OF_MAP = "as the map"
-MAX_SLIDER_STEPS, MAX_SLIDER_SCALE = 100, 16  # longer sliders would be hard to set; the API takes more
+MAX_SLIDER_STEPS, MAX_SLIDER_SCALE, MAX_SLIDER_GRAIN = (
+    100,
+    16,
+    2,
+)  # longer sliders would be hard to set; the API takes more
 QUEUE_SIZE = 24  # requests that may wait; the next one is asked to come back
 CONCURRENCY = 4  # events of the page that run at the same time; sampling runs one at a time
 SESSIONS_KEPT = 200
@@ -85,6 +94,9 @@ class Settings(NamedTuple):
     seed: gr.Number
     images: gr.Slider
     size: gr.Dropdown
+    malignancy_scale: gr.Slider
+    malignancy_method: gr.Dropdown
+    grain: gr.Slider
 
 
 class Buttons(NamedTuple):
@@ -105,24 +117,53 @@ def add_buttons() -> Buttons:
         )
 
 
-def show_exaggerated(guidance_scale: Any) -> Any:
+def show_exaggerated(guidance_scale: Any, method: str = CLASSIFIER) -> Any:
     """Show the warning of a guidance scale at which slices are not like real ones, or hide it."""
-    return gr.update(visible=isinstance(guidance_scale, (int, float)) and guidance_scale >= EXAGGERATED_SCALE)
+    is_number = isinstance(guidance_scale, (int, float))
+    text = f'<p class="exaggerated" role="status">{EXAGGERATED[method]}</p>'
+    return gr.update(value=text, visible=is_number and guidance_scale >= EXAGGERATED_SCALES[method])
 
 
-def add_settings() -> tuple[Settings, gr.Checkbox]:
-    """Add the settings panel to the `gr.Blocks` being built; the checkbox asks for slices without guidance, too."""
+def scale_info(method: str) -> str:
+    return f"0: off, {RECOMMENDED_SCALES[method]:g}: recommended, from {EXAGGERATED_SCALES[method]:g}: exaggerates"
+
+
+def scale_slider(label: str, method: str) -> gr.Slider:
+    """A slider of a guidance scale."""
+    return gr.Slider(0, MAX_SLIDER_SCALE, RECOMMENDED_SCALES[method], step=0.25, label=label, info=scale_info(method))
+
+
+def show_recommended(method: str) -> Any:
+    """What the slider of malignancy's scale shows for a method."""
+    return gr.update(value=RECOMMENDED_SCALES[method], info=scale_info(method))
+
+
+def add_settings(
+    malignancy_method: str = DEFAULT_MALIGNANCY_METHOD, with_grain: bool = True
+) -> tuple[Settings, gr.Checkbox]:
+    """Add the settings panel to the `gr.Blocks` being built.
+
+    Args:
+        malignancy_method: what guides malignancy at first.
+        with_grain: whether the checkpoint knows the noise of CT.
+
+    Returns:
+        The components, and the checkbox that asks for slices without guidance, too.
+    """
     with gr.Accordion("Settings", open=False):
-        guidance_scale = gr.Slider(
-            0,
-            MAX_SLIDER_SCALE,
-            DEFAULT_SCALE,
-            step=0.5,
-            label="Guidance scale",
-            info=f"0: off, 1: Bayes' rule, {GUIDANCE_SCALE:g}: recommended, from {EXAGGERATED_SCALE:g}: exaggerates",
-        )
-        exaggerated = gr.HTML(EXAGGERATED, visible=False, apply_default_css=False)
+        with gr.Row():
+            choices = [(METHOD_NAMES[method], method) for method in MALIGNANCY_METHODS]
+            method = gr.Dropdown(
+                choices, value=malignancy_method, label="Malignancy by", info="how nodules become benign or malignant"
+            )
+            malignancy_scale = scale_slider("Scale of malignancy", malignancy_method)
+        exaggerated_malignancy = gr.HTML(visible=False, apply_default_css=False)
+        guidance_scale = scale_slider("Scale of the other features", CLASSIFIER)
+        exaggerated = gr.HTML(visible=False, apply_default_css=False)
         guidance_scale.change(show_exaggerated, guidance_scale, exaggerated, **QUICK_EVENT)
+        malignancy_inputs = [malignancy_scale, method]
+        malignancy_scale.change(show_exaggerated, malignancy_inputs, exaggerated_malignancy, **QUICK_EVENT)
+        method.change(show_recommended, method, malignancy_scale, **QUICK_EVENT)
         with gr.Row():
             steps = gr.Slider(1, MAX_SLIDER_STEPS, DEFAULT_STEPS, step=1, label="Steps", info="more: finer and slower")
             sampler = gr.Dropdown(
@@ -138,8 +179,18 @@ def add_settings() -> tuple[Settings, gr.Checkbox]:
             size = gr.Dropdown(
                 [SIZE_OF_MAP, *SIZES], value=SIZE_OF_MAP, label="Size", info="pixels of the longer edge", min_width=140
             )
+        grain = gr.Slider(
+            0,
+            MAX_SLIDER_GRAIN,
+            DEFAULT_GRAIN,
+            step=0.1,
+            label="Grain",
+            info="CT noise: 0: none, 1: as much as real slices have, more: a lower dose",
+            visible=with_grain,
+        )
         with_unguided = gr.Checkbox(label="Also without guidance, for the difference (takes twice as long)")
-    return Settings(guidance_scale, sampler, steps, seed, images, size), with_unguided
+    settings = Settings(guidance_scale, sampler, steps, seed, images, size, malignancy_scale, method, grain)
+    return settings, with_unguided
 
 
 def jobs_of_page(
@@ -150,13 +201,18 @@ def jobs_of_page(
     seed: Any,
     images: Any,
     size: Any,
+    malignancy_scale: Any,
+    malignancy_method: Any,
+    grain: Any,
     compare: bool,
     multiple: int,
 ) -> list[Job]:
     """Make the jobs for the values of the page's components.
 
     Args:
-        board, guidance_scale, sampler, steps, seed, images, size: the values.
+        board: the value of the board.
+        guidance_scale, sampler, steps, seed, images, size: the values of the settings.
+        malignancy_scale, malignancy_method, grain: further ones.
         compare: whether to make each nodule benign and malignant, with one seed.
         multiple: height and width of the map must be multiples of it.
 
@@ -174,14 +230,17 @@ def jobs_of_page(
         seed,
         num_images=1 if compare else images,
         size=None if size == SIZE_OF_MAP else size,
+        malignancy_scale=malignancy_scale,
+        malignancy_method=malignancy_method,
+        grain=grain,
         multiple=multiple,
     )
     if not compare:
         return jobs
     if not features:
         raise ValueError("There is no nodule to compare: click on a lung of the map to place one.")
-    if guidance_scale == 0:
-        raise ValueError("`guidance_scale` is 0, at which benign and malignant are the same; take a larger one.")
+    if malignancy_scale == 0:
+        raise ValueError("The scale of malignancy is 0, at which benign and malignant are alike; take a larger one.")
     return with_malignancy(jobs, "benign") + with_malignancy(jobs, "malignant")
 
 
@@ -233,13 +292,17 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
         seed: Any,
         images: Any,
         size: Any,
+        malignancy_scale: Any,
+        malignancy_method: Any,
+        grain: Any,
         with_unguided: bool,
         compare: bool,
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
+        values = (guidance_scale, sampler, steps, seed, images, size, malignancy_scale, malignancy_method, grain)
         slices: list[dict[str, Any]] = []
         try:
-            jobs = jobs_of_page(board, guidance_scale, sampler, steps, seed, images, size, compare, multiple)
+            jobs = jobs_of_page(board, *values, compare, multiple)
             for update in sample_jobs(jobs, with_unguided and not compare, request.session_hash):
                 if isinstance(update, Progress):
                     yield shown_values(True, slices=slices, compare=compare, progress=update)
@@ -276,7 +339,10 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
             with gr.Column(scale=7, min_width=340):
                 buttons = add_buttons()
                 viewer = slice_viewer(elem_id="viewer")
-                settings, with_unguided = add_settings()
+                method = pipeline.recommended_methods()["malignancy"]
+                settings, with_unguided = add_settings(
+                    method if method in MALIGNANCY_METHODS else CLASSIFIER, bool(pipeline.config.get("ct_noise"))
+                )
 
         shown = [viewer, *buttons]
         runs_to_cancel = []

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..labels import SemanticLabel
 from ..nodule_batch import NoduleRequest
-from ..nodule_features import NODULE_FEATURES, feature_rating
+from ..nodule_features import NODULE_FEATURES
 from ..sampling_defaults import CLASSIFIER, CLASSIFIER_FREE, CONTRAST
 
 METHODS = (CLASSIFIER, CONTRAST, CLASSIFIER_FREE)
@@ -85,7 +84,7 @@ def check_requests(
         rating_channels: of the U-Net.
     """
     for request in requests:
-        for feature, value in request.features.items():
+        for feature in request.features:
             method = methods[feature]
             if method == CLASSIFIER and feature not in classifiers:
                 raise ValueError(
@@ -96,16 +95,8 @@ def check_requests(
                     f'`guidance_method` is "{CLASSIFIER_FREE}" for {feature}, but the U-Net has {rating_channels} '
                     f"rating channels, and {len(NODULE_FEATURES)} are needed."
                 )
-            if method != CONTRAST:
-                continue
-            if feature != "malignancy":
+            if method == CONTRAST and feature != "malignancy":
                 raise ValueError(
                     f'`guidance_method` is "{CONTRAST}" for {feature}, but labels differ by malignancy alone; use '
                     f'"{CLASSIFIER}" or "{CLASSIFIER_FREE}" for it.'
-                )
-            rating = feature_rating(feature, value)
-            if SemanticLabel.for_malignancy(rating) is SemanticLabel.NODULE_INDETERMINATE:
-                raise ValueError(
-                    f"`nodule_features` has malignancy = {value!r}, but an indeterminate nodule has no opposite to "
-                    f'contrast with; use a rating below 2.5 or from 3.5, or the method "{CLASSIFIER}".'
                 )

@@ -13,6 +13,7 @@ from .step import GuidedStep
 
 OPPOSITE_LABELS = {
     SemanticLabel.NODULE_BENIGN: SemanticLabel.NODULE_MALIGNANT,
+    SemanticLabel.NODULE_INDETERMINATE: SemanticLabel.NODULE_INDETERMINATE,  # no contrast: the label alone
     SemanticLabel.NODULE_MALIGNANT: SemanticLabel.NODULE_BENIGN,
 }
 

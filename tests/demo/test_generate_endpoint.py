@@ -30,7 +30,18 @@ def test_endpoint_is_documented(page):
     ((name, endpoint),) = Client(page[0], **CLIENT).view_api(return_format="dict")["named_endpoints"].items()
     assert name == "/generate"
     names = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
-    assert names == ["map_file", "features", "guidance_scale", "sampler", "num_inference_steps", "seed", "num_images"]
+    assert names == [
+        "map_file",
+        "features",
+        "guidance_scale",
+        "sampler",
+        "num_inference_steps",
+        "seed",
+        "num_images",
+        "malignancy_scale",
+        "malignancy_method",
+        "grain",
+    ]
     assert all(name in endpoint["description"] for name in names)
 
 

@@ -10,6 +10,9 @@ def test_wrong_settings_are_named():
     for changes, sentence in (
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"guidance_scale": 65}, "guidance_scale"),
+        ({"malignancy_scale": -1}, "malignancy_scale"),
+        ({"malignancy_method": "magic"}, "malignancy_method"),
+        ({"grain": 5}, "grain"),
         ({"sampler": "Magic"}, "Magic"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": 2.5}, "num_inference_steps"),

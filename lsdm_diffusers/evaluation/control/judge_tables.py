@@ -135,8 +135,8 @@ def method_table(results: ControlResults) -> Table:
         f"{results.size}. Gain: asked for the most minus asked for the least, in standard deviations of the real "
         "nodules. Real difference: the judge's scores of real nodules rated above 3 minus those rated below, in the "
         "same unit; gain / real of 1 is right. Ratio: judge's gain over the guiding classifier's. r: their "
-        "correlation on real nodules, the ratio that a perfect change would have. HU and Dice of the nodule: asked for the least "
-        "and for the most; real nodules have "
+        "correlation on real nodules, the ratio that a perfect change would have. HU and Dice of the nodule: asked "
+        "for the least and for the most; real nodules have "
         f"{np.nanmean(results.real_measurements['mean_hu']):.0f} HU."
     )
     return Table("Guidance methods", caption, rows)
