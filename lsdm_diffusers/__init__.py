@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .models.nodule_classifier import NoduleClassifier
     from .models.spade_gan import SpadeGenerator
     from .models.unet_spade import SpadeUNet2DModel
+    from .nodule_outline import reshape_nodule
     from .pipeline_lsdm import LSDMGuidedPipeline
     from .pipeline_spade_gan import SpadeGanPipeline
     from .segmentation import semantic_map_from_hu
@@ -29,6 +30,7 @@ __all__ = [
     "SpadeUNet2DModel",
     "find_nodules",
     "guidance",
+    "reshape_nodule",
     "semantic_map",
     "semantic_map_from_hu",
     "small_checkpoint",
@@ -43,6 +45,7 @@ _MODULES = {  # the modules behind the public names, each with the names that it
     "models.nodule_classifier": ["NoduleClassifier"],
     "models.spade_gan": ["SpadeGenerator"],
     "models.unet_spade": ["SpadeUNet2DModel"],
+    "nodule_outline": ["reshape_nodule"],
     "pipeline_lsdm": ["LSDMGuidedPipeline", "LSDMPipelineOutput"],
     "pipeline_spade_gan": ["SpadeGanPipeline"],
     "segmentation": ["semantic_map_from_hu"],

@@ -33,8 +33,8 @@ examples:
   lsdm-generate --scheduler DDIMScheduler --num_inference_steps 50 --num_images 4 --seed 7 --output ct
 
 For each image, the files of --format: image-N.png (8 bit, -1024..800 HU), image-N.npy (int16 HU), image-N.nii.gz and
-image-N.dcm; and preview-N.png (map | lung window | soft-tissue window). Beside them: semantic_map.png and
-parameters.json.
+image-N.dcm; and preview-N.png (map | lung window | soft-tissue window). Beside them: semantic_map.png,
+parameters.json, and drawn_map.png if guidance changed labels or outlines of nodules.
 
 The shipped weights were trained on pixels of 0.5..1.0 mm, mostly about 0.7 mm. A map whose pixels are far from that
 gets a warning; resample it with nearest neighbours. Not for clinical use.
@@ -85,10 +85,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     nodules.add_argument(
         "--guidance_method",
-        choices=["classifier", "contrast", "classifier_free"],
-        help="classifier: gradients of the classifiers; contrast: what the label benign or malignant changes "
-        "(malignancy only; keep s at 0.5 to 1); classifier_free: what the ratings change (needs a U-Net that sees "
-        "them); default: what the checkpoint recommends for each feature",
+        nargs="+",
+        metavar="FEATURE=METHOD",
+        help="a method for each feature, or one for all. classifier: gradients of the classifiers; contrast: what the "
+        "label benign or malignant changes (malignancy only); outline: the outline of a real nodule (lobulation and "
+        "spiculation only); classifier_free: what the ratings change (needs a U-Net that sees them); default: what "
+        "the checkpoint recommends",
     )
     nodules.add_argument(
         "--guidance_order",
@@ -217,6 +219,16 @@ def requested_features(args: argparse.Namespace) -> dict[str, str | float]:
     return features
 
 
+def requested_method(words: Sequence[str] | None) -> str | dict[str, str] | None:
+    """`guidance_method` of the pipeline from the words of the flag: one name, or feature=name."""
+    if words is None or (len(words) == 1 and "=" not in words[0]):
+        return words[0] if words else None
+    for word in words:
+        if "=" not in word:
+            raise ValueError(f"`--guidance_method` has {word!r} among several, but FEATURE=METHOD is needed there.")
+    return {feature: method for feature, _, method in (word.partition("=") for word in words)}
+
+
 def _number_or_word(value: str | float) -> str | float:
     try:
         return float(value)
@@ -320,18 +332,18 @@ def preview(semantic_map: "np.ndarray", hu: "np.ndarray", title: str) -> "Figure
 
 def save_slices(
     folder: Path,
-    semantic_map: "np.ndarray",
+    maps: "dict[str, np.ndarray]",
     slices: "np.ndarray",
     titles: Sequence[str],
     parameters: dict[str, Any],
     formats: Sequence[str],
     pixel_spacing: float,
 ) -> list[Path]:
-    """Write the map, each slice with its preview, and the parameters.
+    """Write the maps, each slice with its preview, and the parameters.
 
     Args:
         folder: is made where it does not exist.
-        semantic_map: labels (H, W).
+        maps: {name of the file: labels (H, W)}; the previews show the last one.
         slices: (N, H, W), int16, in HU.
         titles: of the previews.
         parameters: content of parameters.json.
@@ -356,9 +368,11 @@ def save_slices(
             PIL.Image.fromarray(grey_from_hu(hu)).save(files[-1])
         files += export_ct(hu, folder, f"image-{index}", exported, pixel_spacing).values()
         files.append(folder / f"preview-{index}.png")
-        preview(semantic_map, hu, title).savefig(files[-1], dpi=PREVIEW_DPI)
-    files += [folder / "semantic_map.png", folder / "parameters.json"]
-    semantic_map_image(semantic_map).save(files[-2])
+        preview([*maps.values()][-1], hu, title).savefig(files[-1], dpi=PREVIEW_DPI)
+    for name, labels in maps.items():
+        files.append(folder / f"{name}.png")
+        semantic_map_image(labels).save(files[-1])
+    files.append(folder / "parameters.json")
     files[-1].write_text(json.dumps(parameters, indent=1, default=str) + "\n")
     return files
 
@@ -399,6 +413,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
     features = requested_features(args)
 
     import diffusers
+    import numpy as np
     import torch
 
     from .checkpoint import example_map, small_checkpoint
@@ -416,23 +431,24 @@ def generate(args: argparse.Namespace) -> list[Path]:
         print(f"lsdm-generate: warning: {warning}", file=sys.stderr)
     pixel_spacing = pixel_spacing or DEFAULT_PIXEL_SPACING
     pipe = load_pipeline(checkpoint, args.scheduler, args.device)
-    methods = pipe.recommended_methods(args.guidance_method)
-    recommended = pipe.recommended_scales(args.guidance_method)
+    guidance_method = requested_method(args.guidance_method)
+    methods = pipe.recommended_methods(guidance_method)
+    recommended = pipe.recommended_scales(guidance_method)
     scales = recommended if args.guidance_scale is None else dict.fromkeys(recommended, args.guidance_scale)
     seeds = [args.seed + index for index in range(args.num_images)]
-    slices: np.ndarray = pipe(
+    output = pipe(
         semantic_map,
         nodule_features=features or None,
         num_inference_steps=args.num_inference_steps,
         guidance_scale=scales if features else 1.0,
         guidance_order=args.guidance_order,
-        guidance_method=args.guidance_method,
+        guidance_method=guidance_method,
         num_images_per_map=args.num_images,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="hu",
         grain=args.grain,
-        return_dict=False,
-    )[0]
+    )
+    drawn_map = output.semantic_maps[0]
 
     scheduler = type(pipe.scheduler).__name__
     asked = ", ".join(f"{name} {value} (s = {scales[name]:g})" for name, value in features.items()) or "no guidance"
@@ -459,7 +475,10 @@ def generate(args: argparse.Namespace) -> list[Path]:
         "seeds": seeds,
         "versions": {"lsdm_diffusers": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
     }
-    return save_slices(args.output, semantic_map, slices, titles, parameters, args.format, pixel_spacing)
+    maps = {"semantic_map": semantic_map}
+    if not np.array_equal(drawn_map, semantic_map):
+        maps["drawn_map"] = drawn_map
+    return save_slices(args.output, maps, output.images, titles, parameters, args.format, pixel_spacing)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,11 +17,12 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .ct_noise import CTNoise, add_grain_to_pixels, check_grain
 from .guidance import frozen, noise_levels
-from .guidance_methods.choice import METHODS, check_methods, check_requests, choose_methods
+from .guidance_methods.choice import check_methods, check_requests, choose_methods
 from .guidance_methods.classifier import ClassifierGuidance, GradientHook, check_noise_levels
 from .guidance_methods.classifier_free import RatingGuidance, asked_groups, paint_unknown, rating_variants
 from .guidance_methods.contrast import LabelContrast, paint_asked, paint_opposite
 from .guidance_methods.map_variants import MapVariant, MapVariants
+from .guidance_methods.outline import draw_outlines
 from .guidance_methods.step import GuidanceMethod, GuidedStep
 from .latents import decode_latents, encode_map
 from .models.group_norm import NormStatistics, recorded_norms
@@ -29,7 +30,7 @@ from .models.nodule_classifier import NoduleClassifier
 from .models.unet_spade import SpadeUNet2DModel
 from .nodule_batch import NoduleFeatures, NoduleRequest, batch_nodules, narrow_requests, requested_nodules
 from .nodule_features import NODULE_FEATURES
-from .sampling_defaults import CLASSIFIER, CLASSIFIER_FREE, CONTRAST, recommended_scales
+from .sampling_defaults import CLASSIFIER, CLASSIFIER_FREE, CONTRAST, OUTLINE, recommended_scales
 from .semantic_map_pipeline import (
     HUB_ARGUMENTS,
     PIXEL_OUTPUT_TYPES,
@@ -84,9 +85,9 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         scheduler: any diffusers scheduler that does not clip its sample.
         malignancy_classifier, lobulation_classifier, spiculation_classifier, texture_classifier: optional; each
             feature that classifiers guide needs its own.
-        guidance_methods: {feature: method} that the checkpoint recommends, "classifier", "contrast" or
-            "classifier_free"; saved with it. Features that it does not name, and checkpoints without it, use
-            "classifier".
+        guidance_methods: {feature: method} that the checkpoint recommends, "classifier", "contrast",
+            "classifier_free" or "outline"; saved with it. Features that it does not name, and checkpoints without it,
+            use "classifier".
         ct_noise: what `training/measure_ct_noise.py` measured, for `grain=` of a call; saved with the checkpoint.
 
     Attributes:
@@ -348,7 +349,7 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         """The requests of each method that guides. Scale 0 of all that it is asked for is exactly no guidance."""
         scales = self._feature_scales()
         by_method = {}
-        for method in METHODS:
+        for method in (CLASSIFIER, CONTRAST, CLASSIFIER_FREE):  # an outline is drawn before
             narrowed = narrow_requests(requests, [feature for feature in methods if methods[feature] == method])
             if any(scales[feature] for request in narrowed for feature in request.features):
                 by_method[method] = narrowed
@@ -400,6 +401,14 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
             rated_variants = MapVariants(self.unet, self.vae, rated, images_per_map)
             methods.append(RatingGuidance(asked_groups(requests), rated_variants, (sigmas / alphas).tolist()))
         return methods
+
+    def _draw_outlines(
+        self, maps: np.ndarray, requests: list[NoduleRequest], methods: Mapping[str, str]
+    ) -> tuple[np.ndarray, list[NoduleRequest]]:
+        """Maps whose nodules have the outlines that they are asked for, and the requests with these nodules."""
+        scales = self._feature_scales()
+        features = [feature for feature in methods if methods[feature] == OUTLINE and scales[feature]]
+        return draw_outlines(maps, requests, features) if features else (maps, requests)
 
     def _painted_maps(self, maps: np.ndarray, by_method: Mapping[str, Sequence[NoduleRequest]]) -> np.ndarray:
         """The maps that are sampled: nodules guided by contrast get the label that they are asked for."""
@@ -459,16 +468,17 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
                 `num_inference_steps`.
             sigmas: the same as noise levels, falling; some schedulers, such as Euler's, want the last one, 0, as well.
             guidance_method: "classifier" (gradients of the classifiers), "contrast" (malignancy alone: the difference
-                that the nodule's label makes; nodules are drawn with the asked label) or "classifier_free" (needs a
-                U-Net with rating channels), for all features or as {feature: name}. None, and features that the dict
-                does not name: what the checkpoint recommends. With scale 0, each method gives the slice of the map as
-                it is given, so that the asked label is not drawn either.
+                that the nodule's label makes; nodules are drawn with the asked label), "outline" (lobulation and
+                spiculation alone: nodules are drawn with the outline of `reshape_nodule`) or "classifier_free" (needs
+                a U-Net with rating channels), for all features or as {feature: name}. None, and features that the
+                dict does not name: what the checkpoint recommends. With scale 0, each method gives the slice of the
+                map as it is given, so that asked labels and outlines are not drawn either.
             grain: CT noise that is added to the finished slice: 0 none, 1 as much as real slices have, more is like a
                 lower dose. Its level is drawn for each slice. It needs a checkpoint with `ct_noise`.
 
         Warns:
             UserWarning: for guidance that does nothing: a scale without features, or features on a map without
-                nodules.
+                nodules; and for a nodule that is too small for an outline, or has no room for it.
 
         Raises:
             ValueError: for a bad argument, which is named, before any work is done.
@@ -498,7 +508,9 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         self._interrupt = False
         call = self._new_call(guidance_scale, schedule, device)
         methods = self.recommended_methods(guidance_method)
-        by_method = call._requests_by_method(call._requests(maps, nodule_features, methods), methods)
+        requests = call._requests(maps, nodule_features, methods)
+        maps, requests = call._draw_outlines(maps, requests, methods)
+        by_method = call._requests_by_method(requests, methods)
         maps = call._painted_maps(maps, by_method)
 
         steps = call.scheduler.timesteps
@@ -559,4 +571,5 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
                 pixels = add_grain_to_pixels(pixels, labels, noise, grain, generator)
             images = self._postprocess(pixels, output_type)
         self.maybe_free_model_hooks()
-        return LSDMPipelineOutput(images=images) if return_dict else (images,)
+        output = LSDMPipelineOutput(images=images, semantic_maps=maps)
+        return output if return_dict else output.to_tuple()

@@ -77,4 +77,5 @@ class SpadeGanPipeline(SemanticMapPipeline):
         pixels = [self.spade_generator(m[None], z).sample.float().cpu() for m, z in zip(labels, noise, strict=True)]
         images = self._postprocess(torch.cat(pixels), output_type)
         self.maybe_free_model_hooks()
-        return LSDMPipelineOutput(images=images) if return_dict else (images,)
+        output = LSDMPipelineOutput(images=images, semantic_maps=maps)
+        return output if return_dict else output.to_tuple()

@@ -11,13 +11,14 @@ GUIDANCE_SCALE = 2.0  # by classifiers: texture, lobulation and spiculation are 
 GRAIN = 0.0  # no noise; the slice as the decoder draws it
 
 # Names of the guidance methods, and the scale that each is recommended at.
-CLASSIFIER, CONTRAST, CLASSIFIER_FREE = "classifier", "contrast", "classifier_free"
+CLASSIFIER, CONTRAST, CLASSIFIER_FREE, OUTLINE = "classifier", "contrast", "classifier_free", "outline"
 RECOMMENDED_SCALES = {
     CLASSIFIER: GUIDANCE_SCALE,
     CONTRAST: 1.0,  # nodules differ as real ones do; from 2 on their HU leave the real range
     CLASSIFIER_FREE: 1.0,  # what the U-Net itself draws for the ratings
+    OUTLINE: 1.0,  # any scale but 0 draws the asked outline
 }
-# From these scales on the slice leaves the range of real ones.
+# From these scales on the slice leaves the range of real ones; an outline has no strength.
 EXAGGERATED_SCALES = {
     CLASSIFIER: 8.0,  # nodules grow into blobs, shrink or vanish
     CONTRAST: 2.0,  # benign nodules become as bright as calcified ones

@@ -122,6 +122,14 @@ class Nodule:
     area: int
     box_mask: NDArray[np.bool_] = field(compare=False, repr=False)
 
+    @classmethod
+    def from_mask(cls, mask: NDArray[np.bool_], label: SemanticLabel) -> "Nodule":
+        """The nodule of a mask (H, W) that is not empty."""
+        rows, columns = np.nonzero(mask)
+        y0, x0, y1, x1 = int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1
+        centroid = (float(rows.mean()), float(columns.mean()))
+        return cls(label, centroid, (y0, x0, y1, x1), len(rows), mask[y0:y1, x0:x1])
+
     def mask(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
         """The boolean mask of its pixels in a map of that shape (H, W)."""
         mask = np.zeros(shape, dtype=bool)

@@ -30,9 +30,12 @@ class LSDMPipelineOutput(BaseOutput):
         images: list of PIL images of mode "L" ("pil"), array (N, H, W, 1) in [0, 1] ("np"), tensor (N, 1, H, W) in
             [0, 1] ("pt"), `int16` array (N, H, W) in Hounsfield units ("hu"), or latents (N, c, H / f, W / f)
             ("latent"). [0, 1] spans -1024..800 HU.
+        semantic_maps: labels 0..7, (B, H, W), uint8: the maps that the images were drawn from. Guidance by "contrast"
+            and "classifier_free" changes labels of nodules, and "outline" their outlines.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    semantic_maps: np.ndarray | None = None
 
 
 class SemanticMapPipeline(DiffusionPipeline):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
-from lsdm_diffusers import LSDMGuidedPipeline, small_checkpoint
+from lsdm_diffusers import LSDMGuidedPipeline, find_nodules, reshape_nodule, small_checkpoint
 from lsdm_diffusers.guidance_methods.choice import choose_methods
 from lsdm_diffusers.guidance_methods.classifier_free import GROUPS, RatingGuidance, rating_variants
 from lsdm_diffusers.guidance_methods.contrast import LabelContrast, paint_opposite
@@ -268,3 +268,34 @@ def test_the_recommended_methods_survive_saving(tmp_path, semantic_map):
     named = sample(tiny_pipeline(), semantic_map, MALIGNANT, guidance_method="contrast")
     assert np.array_equal(drawn, named)
     assert set(tiny_pipeline().recommended_methods().values()) == {"classifier"}
+
+
+def test_an_outline_is_drawn_into_the_map_before_sampling(pipe):
+    labels = np.full((96, 128), 4, dtype=np.uint8)
+    labels[30:44, 40:56] = 7
+    wish, method = {"spiculation": 5, "texture": 2}, {"spiculation": "outline"}
+    drawn, nodule = reshape_nodule(labels, find_nodules(labels)[0], spiculation=5)
+    assert (drawn != labels).any()
+
+    def call(semantic_map, features, **arguments):
+        generator = torch.Generator().manual_seed(3)
+        return pipe(semantic_map, features, 2, generator=generator, output_type="hu", **arguments)
+
+    asked = call(labels, wish, guidance_method=method)
+    np.testing.assert_array_equal(asked.semantic_maps, drawn[None])
+    by_hand = call(drawn, {"texture": 2})
+    np.testing.assert_array_equal(asked.images, by_hand.images)
+    off = call(labels, {"spiculation": 5}, guidance_method=method, guidance_scale=0.0)
+    np.testing.assert_array_equal(off.images, call(labels, None).images)
+    np.testing.assert_array_equal(off.semantic_maps, labels[None])
+
+
+def test_a_nodule_too_small_for_an_outline_stays_and_a_warning_says_so(pipe, semantic_map):
+    with pytest.warns(UserWarning, match="asks for lobulation, but the nodule at .* only from 60 pixels"):
+        output = pipe(semantic_map, {"lobulation": 5}, 1, guidance_method={"lobulation": "outline"})
+    np.testing.assert_array_equal(output.semantic_maps[0][:20], semantic_map[:20])
+
+
+def test_an_outline_shows_two_features_alone(pipe, semantic_map):
+    with pytest.raises(ValueError, match="an outline shows lobulation and spiculation alone"):
+        pipe(semantic_map, {"texture": 5}, 1, guidance_method="outline")

@@ -62,6 +62,8 @@ from lsdm_diffusers.io.atomic_write import write_atomically
 from lsdm_diffusers.models.perceptual import perceptual_distance
 from lsdm_diffusers.nodule_crop import CROP
 from lsdm_diffusers.nodule_features import NODULE_FEATURES
+from lsdm_diffusers.nodule_outline import OUTLINE_FEATURES
+from lsdm_diffusers.sampling_defaults import CLASSIFIER
 from lsdm_diffusers.training.data import add_data_arguments, open_splits
 
 UNGUIDED, ALL_FEATURES = "none", "all"
@@ -266,6 +268,7 @@ def make_arm(
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
             nodule_features=[job.slice.true_ratings(features) for job in batch] if features else None,
+            guidance_method=dict.fromkeys(OUTLINE_FEATURES, CLASSIFIER),  # the maps have the real outlines
         )
 
     files = {seed: [folder / f"seed-{seed}" / f"{ct_slice.number}.png" for ct_slice in slices] for seed in args.seeds}

@@ -118,14 +118,14 @@ def add_generate_endpoint(sample_jobs: SampleJobs, multiple: int, uploads: Uploa
                 for update in sample_jobs(jobs, False, uuid.uuid4().hex):
                     if isinstance(update, Progress):
                         continue
-                    job = update.job
+                    job, drawn_map = update.job, update.drawn_map  # one map for all seeds
                     paths = export_ct(update.hu, folder, f"seed-{job.seed}", FORMATS, job.pixel_spacing)
                     files += [str(path) for path in paths.values()]
                     parameters.append(
                         {**job.parameters(), "pixel_spacing_mm": job.pixel_spacing, "map": upload.message}
                     )
                 map_path = Path(folder) / "semantic_map.png"
-                map_path.write_bytes(map_png(jobs[0].semantic_map, jobs[0].pixel_spacing))
+                map_path.write_bytes(map_png(drawn_map, jobs[0].pixel_spacing))
                 yield [*files, str(map_path)], parameters  # gradio copies the files before the folder is removed
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error

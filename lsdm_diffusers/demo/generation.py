@@ -54,11 +54,13 @@ class GeneratedSlice:
     Args:
         job: what it was made for.
         hu: (H, W), int16, Hounsfield units.
+        drawn_map: labels (H, W), uint8: the job's map with the labels and outlines that guidance gave its nodules.
         unguided_hu: the slice of the same noise without guidance, if it was made.
     """
 
     job: Job
     hu: np.ndarray
+    drawn_map: np.ndarray
     unguided_hu: np.ndarray | None
 
 
@@ -87,7 +89,9 @@ def preview_url(pipe: LSDMGuidedPipeline, latents: torch.Tensor) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def sample(pipeline: LSDMGuidedPipeline, job: Job, guided: bool = True, on_step: OnStep | None = None) -> np.ndarray:
+def sample(
+    pipeline: LSDMGuidedPipeline, job: Job, guided: bool = True, on_step: OnStep | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Make the slice of a job.
 
     Args:
@@ -97,7 +101,7 @@ def sample(pipeline: LSDMGuidedPipeline, job: Job, guided: bool = True, on_step:
         on_step: called with the step and the data URL of a preview, or None, after each step; may raise `Stopped`.
 
     Returns:
-        (H, W), int16, Hounsfield units.
+        The slice, (H, W), int16, in Hounsfield units, and the map that it was drawn from.
     """
     scheduler = SAMPLERS[job.sampler].from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
     pipe = copy.copy(pipeline)
@@ -133,8 +137,7 @@ def sample(pipeline: LSDMGuidedPipeline, job: Job, guided: bool = True, on_step:
         output_type="hu",
         callback_on_step_end=after_step,
     )
-    hu: np.ndarray = output.images[0]
-    return hu
+    return output.images[0], output.semantic_maps[0]
 
 
 def run(
@@ -158,7 +161,7 @@ def run(
     total_steps = sum(job.num_inference_steps * (2 if index in compared else 1) for index, job in enumerate(jobs))
     updates: queue.Queue[Progress | GeneratedSlice | BaseException | None] = queue.Queue()  # None: the end
 
-    def sample_with_progress(job: Job, guided: bool, steps_before: int) -> np.ndarray:
+    def sample_with_progress(job: Job, guided: bool, steps_before: int) -> tuple[np.ndarray, np.ndarray]:
         title = job.title if guided else f"{job.title}, unguided"
 
         def on_step(step: int, preview: str | None) -> None:
@@ -173,13 +176,13 @@ def run(
         try:
             steps_done = 0
             for index, job in enumerate(jobs):
-                hu = sample_with_progress(job, True, steps_done)
+                hu, drawn_map = sample_with_progress(job, True, steps_done)
                 steps_done += job.num_inference_steps
                 unguided_hu = None
                 if index in compared:
-                    unguided_hu = sample_with_progress(job, False, steps_done)
+                    unguided_hu, _ = sample_with_progress(job, False, steps_done)
                     steps_done += job.num_inference_steps
-                updates.put(GeneratedSlice(job, hu, unguided_hu))
+                updates.put(GeneratedSlice(job, hu, drawn_map, unguided_hu))
             updates.put(None)
         except BaseException as error:  # raised again in the thread of the caller
             updates.put(error)

@@ -67,7 +67,7 @@ def slice_value(generated: GeneratedSlice, map_key: str) -> dict[str, Any]:
         "id": uuid.uuid4().hex,  # by it the browser knows the slices that it shows already
         "title": job.title,
         "hu": pack_array(generated.hu),
-        "map": pack_array(job.semantic_map),
+        "map": pack_array(generated.drawn_map),
         "mapKey": map_key,
         "unguided": None if generated.unguided_hu is None else pack_array(generated.unguided_hu),
         "pixelSpacing": job.pixel_spacing,

@@ -5,9 +5,19 @@ from typing import Any
 
 from ..nodule_batch import NoduleRequest
 from ..nodule_features import NODULE_FEATURES
-from ..sampling_defaults import CLASSIFIER, CLASSIFIER_FREE, CONTRAST
+from ..nodule_outline import OUTLINE_FEATURES
+from ..sampling_defaults import CLASSIFIER, CLASSIFIER_FREE, CONTRAST, OUTLINE
 
-METHODS = (CLASSIFIER, CONTRAST, CLASSIFIER_FREE)
+METHODS = (CLASSIFIER, CONTRAST, CLASSIFIER_FREE, OUTLINE)
+
+
+def cannot_guide(method: str, feature: str) -> str | None:
+    """Why a method cannot guide a feature, or None."""
+    if method == CONTRAST and feature != "malignancy":
+        return f'but labels differ by malignancy alone; use "{CLASSIFIER}" or "{CLASSIFIER_FREE}"'
+    if method == OUTLINE and feature not in OUTLINE_FEATURES:
+        return f"but an outline shows {' and '.join(OUTLINE_FEATURES)} alone; use another method"
+    return None
 
 
 def check_methods(methods: Any, argument: str) -> None:
@@ -28,11 +38,9 @@ def check_methods(methods: Any, argument: str) -> None:
             )
         if method not in METHODS:
             raise ValueError(f"`{argument}` has {feature} = {method!r}, but one of {', '.join(METHODS)} is needed.")
-        if method == CONTRAST and feature != "malignancy":
-            raise ValueError(
-                f'`{argument}` has {feature} = "{CONTRAST}", but labels differ by malignancy alone; use '
-                f'"{CLASSIFIER}" or "{CLASSIFIER_FREE}".'
-            )
+        reason = cannot_guide(method, feature)
+        if reason is not None:
+            raise ValueError(f'`{argument}` has {feature} = "{method}", {reason}.')
 
 
 def choose_methods(
@@ -46,8 +54,8 @@ def choose_methods(
         recommended: the checkpoint's own choice by feature; "classifier" where it has none.
 
     Returns:
-        {feature: name}. The name "contrast" for all features holds for malignancy alone: asking for another feature
-        as well is refused by `check_requests`.
+        {feature: name}. The name "contrast" or "outline" for all features holds for those that it can guide: asking
+        for another one as well is refused by `check_requests`.
 
     Raises:
         ValueError: for an unknown name or feature, or a method that cannot guide the feature.
@@ -95,8 +103,6 @@ def check_requests(
                     f'`guidance_method` is "{CLASSIFIER_FREE}" for {feature}, but the U-Net has {rating_channels} '
                     f"rating channels, and {len(NODULE_FEATURES)} are needed."
                 )
-            if method == CONTRAST and feature != "malignancy":
-                raise ValueError(
-                    f'`guidance_method` is "{CONTRAST}" for {feature}, but labels differ by malignancy alone; use '
-                    f'"{CLASSIFIER}" or "{CLASSIFIER_FREE}" for it.'
-                )
+            reason = cannot_guide(method, feature)
+            if reason is not None:
+                raise ValueError(f'`guidance_method` is "{method}" for {feature}, {reason}.')

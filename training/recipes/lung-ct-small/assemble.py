@@ -15,7 +15,8 @@ from lsdm_diffusers import LSDMGuidedPipeline, NoduleClassifier, SpadeUNet2DMode
 from lsdm_diffusers.hub.publishing import forget_origins
 from lsdm_diffusers.nodule_features import NODULE_FEATURES
 
-RECOMMENDED_METHODS = {"malignancy": "contrast"}  # docs/guides/guidance.md says why
+# docs/guides/guidance.md says why
+RECOMMENDED_METHODS = {"malignancy": "contrast", "lobulation": "outline", "spiculation": "outline"}
 
 
 def main() -> None:
