@@ -14,22 +14,29 @@ if TYPE_CHECKING:
     from .models.unet_spade import SpadeUNet2DModel
     from .nodule_outline import reshape_nodule
     from .pipeline_lsdm import LSDMGuidedPipeline
+    from .pipeline_lsdm_inpaint import LSDMInpaintOutput, LSDMInpaintPipeline
     from .pipeline_spade_gan import SpadeGanPipeline
     from .segmentation import semantic_map_from_hu
     from .semantic_map import find_nodules
     from .semantic_map_pipeline import LSDMPipelineOutput
+    from .slice_edits import change_nodule, insert_nodule, remove_nodule
 
 __all__ = [
     "__version__",
     "LSDMGuidedPipeline",
+    "LSDMInpaintOutput",
+    "LSDMInpaintPipeline",
     "LSDMPipelineOutput",
     "NoduleClassifier",
     "SemanticLabel",
     "SpadeGanPipeline",
     "SpadeGenerator",
     "SpadeUNet2DModel",
+    "change_nodule",
     "find_nodules",
     "guidance",
+    "insert_nodule",
+    "remove_nodule",
     "reshape_nodule",
     "semantic_map",
     "semantic_map_from_hu",
@@ -47,9 +54,11 @@ _MODULES = {  # the modules behind the public names, each with the names that it
     "models.unet_spade": ["SpadeUNet2DModel"],
     "nodule_outline": ["reshape_nodule"],
     "pipeline_lsdm": ["LSDMGuidedPipeline", "LSDMPipelineOutput"],
+    "pipeline_lsdm_inpaint": ["LSDMInpaintOutput", "LSDMInpaintPipeline"],
     "pipeline_spade_gan": ["SpadeGanPipeline"],
     "segmentation": ["semantic_map_from_hu"],
     "semantic_map": ["find_nodules"],
+    "slice_edits": ["change_nodule", "insert_nodule", "remove_nodule"],
 }
 
 

@@ -125,6 +125,7 @@ def add_grain(
     noise: CTNoise,
     grain: float,
     generator: torch.Generator | None = None,
+    level: float | None = None,
 ) -> torch.Tensor:
     """Add CT noise to a slice: grain * level * deviation * field; level and field are drawn.
 
@@ -134,6 +135,7 @@ def add_grain(
         noise: what was measured.
         grain: 0 returns the slice as it is, 1 adds as much as real slices have, more is like a lower dose.
         generator: the random generator; None takes torch's own.
+        level: of this slice, instead of one that is drawn.
 
     Returns:
         (H, W), float32, not clipped.
@@ -141,8 +143,9 @@ def add_grain(
     if grain == 0:
         return hu.float()
     device = generator.device if generator is not None else "cpu"
-    quantile = float(torch.rand(1, generator=generator, device=device))
-    level = float(np.interp(quantile, np.linspace(0, 1, NUM_LEVELS), noise.levels))
+    if level is None:
+        quantile = float(torch.rand(1, generator=generator, device=device))
+        level = float(np.interp(quantile, np.linspace(0, 1, NUM_LEVELS), noise.levels))
     field = noise_field(noise, *hu.shape, generator=generator)
     return hu.float() + grain * level * deviation_map(noise, hu, semantic_map) * field
 
@@ -192,6 +195,20 @@ def label_deviations(residual: np.ndarray, semantic_map: np.ndarray) -> np.ndarr
             values = residual[inside]
             deviations[label] = DEVIATION_OF_MEDIAN * np.median(np.abs(values - np.median(values)))
     return deviations
+
+
+def relative_level(noise: CTNoise, residual: np.ndarray, semantic_map: np.ndarray) -> float:
+    """The level of a slice's noise over that of `noise`; 1 where no tissue is large enough to measure.
+
+    Args:
+        noise: what was measured of many slices.
+        residual: real slice minus reconstructed one, (H, W), in HU.
+        semantic_map: labels 0..7, (H, W).
+    """
+    deviations = label_deviations(residual, semantic_map)
+    ratios = [deviations[label] / noise.deviation_hu[label] for label in LEVEL_LABELS if noise.deviation_hu[label]]
+    measured = [ratio for ratio in ratios if np.isfinite(ratio)]
+    return float(np.median(measured)) if measured else 1.0
 
 
 def _window_power(residual: np.ndarray, semantic_map: np.ndarray, deviations: np.ndarray) -> list[np.ndarray]:

@@ -31,6 +31,7 @@ from .models.unet_spade import SpadeUNet2DModel
 from .nodule_batch import NoduleFeatures, NoduleRequest, batch_nodules, narrow_requests, requested_nodules
 from .nodule_features import NODULE_FEATURES
 from .sampling_defaults import CLASSIFIER, CLASSIFIER_FREE, CONTRAST, OUTLINE, recommended_scales
+from .scheduler_checks import check_scheduler, schedule_arguments, trained_prediction, try_scheduler
 from .semantic_map_pipeline import (
     HUB_ARGUMENTS,
     PIXEL_OUTPUT_TYPES,
@@ -39,40 +40,8 @@ from .semantic_map_pipeline import (
     SemanticMapPipeline,
 )
 
-# Schedulers that give wrong pictures with every model of this pipeline, and why.
-UNFIT_SCHEDULERS = {
-    **dict.fromkeys(
-        (
-            "EDMEulerScheduler",
-            "EDMDPMSolverMultistepScheduler",
-            "CosineDPMSolverMultistepScheduler",
-            "CMStochasticIterativeScheduler",
-        ),
-        "its model's output is preconditioned, neither noise, v nor sample",
-    ),
-    "CogVideoXDDIMScheduler": "it shifts the noise levels that the model was trained with",
-    "DDIMInverseScheduler": "it goes from a picture to noise",
-    "DPMSolverMultistepInverseScheduler": "it goes from a picture to noise",
-}
 DEFAULT_SCALE = 1.0  # Bayes' rule
 OUTPUT_TYPES = (*PIXEL_OUTPUT_TYPES, "latent")
-
-
-def taken_prediction(scheduler: SchedulerMixin) -> str | None:
-    """The kind of model output that `scheduler.step` takes, as `guide_model_output` names it; None where unknown."""
-    if hasattr(scheduler, "scale_noise") and not hasattr(scheduler, "add_noise"):
-        return "flow_prediction"
-    if "prediction_type" in inspect.signature(type(scheduler).__init__).parameters:
-        return str(scheduler.config.prediction_type)
-    return None
-
-
-def trained_prediction(scheduler_class: str, config: Mapping[str, Any]) -> str | None:
-    """What the model of a checkpoint predicts, by the class and configuration of its scheduler; None where unknown.
-
-    `from_config` hands `prediction_type` on to a flow-matching scheduler, which does not use it.
-    """
-    return config.get("prediction_type") or ("flow_prediction" if scheduler_class.startswith("Flow") else None)
 
 
 class LSDMGuidedPipeline(SemanticMapPipeline):
@@ -235,71 +204,6 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
                 "are allowed."
             )
 
-    def _check_scheduler(self) -> str:
-        """Raise ValueError for a scheduler that does not fit the model; return what the model predicts."""
-        name, config = type(self.scheduler).__name__, self.scheduler.config
-        if name in UNFIT_SCHEDULERS:
-            raise ValueError(
-                f"`scheduler` is {name}, but {UNFIT_SCHEDULERS[name]}, so slices would be wrong; use another, such as "
-                "DPMSolverMultistepScheduler."
-            )
-        for option in ("clip_sample", "thresholding"):
-            if getattr(config, option, False):
-                raise ValueError(
-                    f"`scheduler` ({name}) has {option}=True, but that clips latents, which are not bounded; use "
-                    f"`from_config(config, {option}=False)`."
-                )
-        taken = taken_prediction(self.scheduler)
-        if taken is None:
-            raise ValueError(
-                f"`scheduler` is {name}, but one with a `prediction_type` is needed, such as "
-                "DPMSolverMultistepScheduler."
-            )
-        if self._trained_prediction not in (None, taken):
-            raise ValueError(
-                f"`scheduler` ({name}) takes {taken}, but the checkpoint's scheduler says that the U-Net predicts "
-                f"{self._trained_prediction}; use a scheduler made by `from_config(pipe.scheduler.config)`, such as "
-                "DPMSolverMultistepScheduler."
-            )
-        return taken
-
-    def _schedule_arguments(
-        self, num_inference_steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None
-    ) -> dict[str, Any]:
-        """The arguments of `scheduler.set_timesteps`, without the device."""
-        if timesteps is not None and sigmas is not None:
-            raise ValueError("`timesteps` and `sigmas` are both given, but a call takes one of them.")
-        for name, values in (("timesteps", timesteps), ("sigmas", sigmas)):
-            if values is None:
-                continue
-            if name not in inspect.signature(self.scheduler.set_timesteps).parameters:
-                raise ValueError(
-                    f"`{name}` is given, but `scheduler` ({type(self.scheduler).__name__}) makes its own; use "
-                    "`num_inference_steps`, or another scheduler."
-                )
-            if len(values) == 0:
-                raise ValueError(f"`{name}` is empty, but at least one step is needed.")
-            return {name: torch.as_tensor(values).tolist()}
-        return {"num_inference_steps": num_inference_steps}
-
-    def _try_scheduler(self, schedule: dict[str, Any], device: torch.device) -> None:
-        """Raise ValueError, before any work, for a scheduler that cannot make its schedule or its first step."""
-        scheduler = copy.deepcopy(self.scheduler)
-        try:
-            # a step may draw noise, which must not change what the call draws
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                scheduler.set_timesteps(**schedule, device=device)
-                latents = torch.zeros(1, self.vae.config.latent_channels, 8, 8, device=device)
-                first = scheduler.timesteps[0]
-                if hasattr(scheduler, "scale_model_input"):
-                    scheduler.scale_model_input(latents, first)
-                scheduler.step(latents, first, latents)
-        except Exception as error:  # whatever the scheduler raises: a missing package, a combination it does not have
-            raise ValueError(
-                f"`scheduler` is {type(scheduler).__name__}, but it fails with {type(error).__name__} in a first "
-                f"trial step: {' '.join(str(error).split())}"
-            ) from error
-
     def _new_call(
         self, guidance_scale: float | Mapping[str, float], schedule: dict[str, Any], device: torch.device
     ) -> "LSDMGuidedPipeline":
@@ -421,6 +325,72 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
             return {feature: float(scale.get(feature, DEFAULT_SCALE)) for feature in NODULE_FEATURES}
         return dict.fromkeys(NODULE_FEATURES, float(scale))
 
+    def _denoise(
+        self,
+        call: "LSDMGuidedPipeline",
+        steps: torch.Tensor,
+        num_inference_steps: int,
+        latents: torch.Tensor,
+        maps: np.ndarray,
+        guidance: Sequence[GuidanceMethod],
+        eta: float,
+        generator: torch.Generator | list[torch.Generator] | None,
+        after_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
+        first_index: int = 0,
+    ) -> torch.Tensor:
+        """Take the steps of a call from noisy latents (thesis, Alg. 2).
+
+        Args:
+            call: this pipeline with the state of the call.
+            steps: the timesteps.
+            num_inference_steps: what the progress bar counts; schedulers of second order take two timesteps a step.
+            latents: (B, c, h, w), float32, at the noise level of the first step, scaled as the scheduler has them.
+            maps: labels, (M, H, W); each has B / M images.
+            guidance: methods that act one after the other.
+            eta: η of DDIM and TCD.
+            generator: of schedulers that draw noise.
+            after_step: called with step, timestep and latents after each step; returns the latents to go on with.
+            first_index: of the first step in the scheduler's timesteps.
+        """
+        step_arguments = inspect.signature(call.scheduler.step).parameters
+        extra = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in step_arguments}
+
+        # What the map gives, once: E(m), and γ, β of every SPADE layer.
+        labels = torch.from_numpy(maps).to(latents.device)
+        map_latents = encode_map(self.vae, labels)
+        map_latents = map_latents.repeat_interleave(len(latents) // len(maps), dim=0).to(self.unet.dtype)
+        # the modulation of a 512x512 map is hundreds of MB at full size; it is freed with this call
+        modulation: tuple[Any, ...] = ()
+        if self.unet.config.spade_blocks != "none":
+            modulation = self.unet.compute_modulation(labels.long(), tuple(latents.shape[-2:]))
+
+        modules = [module for method in guidance for module in method.modules]
+        with frozen(*modules), self.progress_bar(total=num_inference_steps) as progress_bar:
+            for i, t in enumerate(steps):
+                if call._interrupt or self._interrupt:
+                    break
+                model_input = latents
+                if hasattr(call.scheduler, "scale_model_input"):
+                    model_input = call.scheduler.scale_model_input(latents, t)
+                model_input = model_input.to(self.unet.dtype)
+                recording: AbstractContextManager[NormStatistics] = recorded_norms() if guidance else nullcontext({})
+                with recording as norms:
+                    output = self.unet(torch.cat([model_input, map_latents], dim=1), t, modulation=modulation)
+                model_output = output.sample.to(latents.dtype)
+                step = GuidedStep(
+                    first_index + i, t, latents, model_input, model_output, norms, call._feature_scales()
+                )
+                for guide in guidance:
+                    model_output = guide(model_output, step)
+                latents = call.scheduler.step(model_output, t, latents, **extra).prev_sample
+                latents = after_step(i, t, latents)
+                order = getattr(call.scheduler, "order", 1)
+                is_whole_step = i == len(steps) - 1 or (i + 1) % order == 0
+                if is_whole_step and progress_bar.n < num_inference_steps:
+                    progress_bar.update()
+        self._guidance_scale, self._num_timesteps = call._guidance_scale, call._num_timesteps
+        return latents
+
     @torch.no_grad()
     def __call__(
         self,
@@ -501,10 +471,10 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         self._check_generators(generator, batch_size)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"`latents` has shape {tuple(latents.shape)}, but {shape} is needed.")
-        prediction_type = self._check_scheduler()
-        schedule = self._schedule_arguments(num_inference_steps, timesteps, sigmas)
+        prediction_type = check_scheduler(self.scheduler, self._trained_prediction)
+        schedule = schedule_arguments(self.scheduler, num_inference_steps, timesteps, sigmas)
 
-        self._try_scheduler(schedule, device)
+        try_scheduler(self.scheduler, schedule, self.vae.config.latent_channels, device)
         self._interrupt = False
         call = self._new_call(guidance_scale, schedule, device)
         methods = self.recommended_methods(guidance_method)
@@ -513,52 +483,23 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         by_method = call._requests_by_method(requests, methods)
         maps = call._painted_maps(maps, by_method)
 
+        # Noise, in float32 whatever the models' dtype is: a scheduler's arithmetic in bfloat16 loses small steps.
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        latents = latents.to(device=device, dtype=torch.float32) * getattr(call.scheduler, "init_noise_sigma", 1.0)
+
+        def after_step(i: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+            if callback_on_step_end is None:
+                return latents
+            callback_kwargs = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
+            changed: torch.Tensor = callback_on_step_end(call, i, t, callback_kwargs).pop("latents", latents)
+            return changed
+
+        guidance = call._guidance(by_method, maps, shape, prediction_type, guidance_order)
         steps = call.scheduler.timesteps
         num_inference_steps = schedule.get("num_inference_steps", len(steps))
-        step_arguments = inspect.signature(call.scheduler.step).parameters
-        extra = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in step_arguments}
-        guidance = call._guidance(by_method, maps, shape, prediction_type, guidance_order)
-
-        # Noise, in float32 whatever the models' dtype is: a scheduler's arithmetic in bfloat16 loses small steps.
-        dtype = torch.float32
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        latents = latents.to(device=device, dtype=dtype) * getattr(call.scheduler, "init_noise_sigma", 1.0)
-
-        # What the map gives, once: E(m), and γ, β of every SPADE layer.
-        labels = torch.from_numpy(maps).to(device)
-        map_latents = encode_map(self.vae, labels)
-        map_latents = map_latents.repeat_interleave(num_images_per_map, dim=0).to(self.unet.dtype)
-        modulation: tuple[Any, ...] = ()
-        if self.unet.config.spade_blocks != "none":
-            modulation = self.unet.compute_modulation(labels.long(), latent_size)
-
-        modules = [module for method in guidance for module in method.modules]
-        with frozen(*modules), self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, t in enumerate(steps):
-                if call._interrupt or self._interrupt:
-                    break
-                model_input = latents
-                if hasattr(call.scheduler, "scale_model_input"):
-                    model_input = call.scheduler.scale_model_input(latents, t)
-                model_input = model_input.to(self.unet.dtype)
-                recording: AbstractContextManager[NormStatistics] = recorded_norms() if guidance else nullcontext({})
-                with recording as norms:
-                    output = self.unet(torch.cat([model_input, map_latents], dim=1), t, modulation=modulation)
-                model_output = output.sample.to(dtype)
-                step = GuidedStep(i, t, latents, model_input, model_output, norms, call._feature_scales())
-                for guide in guidance:
-                    model_output = guide(model_output, step)
-                latents = call.scheduler.step(model_output, t, latents, **extra).prev_sample
-                if callback_on_step_end is not None:
-                    callback_kwargs = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
-                    latents = callback_on_step_end(call, i, t, callback_kwargs).pop("latents", latents)
-                order = getattr(call.scheduler, "order", 1)
-                is_whole_step = i == len(steps) - 1 or (i + 1) % order == 0
-                if is_whole_step and progress_bar.n < num_inference_steps:
-                    progress_bar.update()
-        self._guidance_scale, self._num_timesteps = call._guidance_scale, call._num_timesteps
-        del modulation, map_latents, guidance  # the modulation of a 512x512 map is hundreds of MB at full size
+        latents = self._denoise(call, steps, num_inference_steps, latents, maps, guidance, eta, generator, after_step)
+        del guidance  # it holds modulations of further maps
 
         if output_type == "latent":
             images = latents
@@ -568,7 +509,7 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
             pixels = torch.cat([decode_latents(self.vae, z[None]).float().cpu() for z in latents]).clamp(-1, 1)
             if grain:
                 noise = CTNoise.from_config(self.config.ct_noise)
-                pixels = add_grain_to_pixels(pixels, labels, noise, grain, generator)
+                pixels = add_grain_to_pixels(pixels, torch.from_numpy(maps), noise, grain, generator)
             images = self._postprocess(pixels, output_type)
         self.maybe_free_model_hooks()
         output = LSDMPipelineOutput(images=images, semantic_maps=maps)

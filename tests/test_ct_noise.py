@@ -12,6 +12,7 @@ from lsdm_diffusers.ct_noise import (
     check_grain,
     measure_ct_noise,
     noise_field,
+    relative_level,
 )
 
 PEAK = 12  # bin of the peak of the noise power: 0.2 cycles per pixel
@@ -86,6 +87,13 @@ def test_measuring_finds_the_noise_that_was_added():
     assert measured.deviation_hu[0] == 0
     np.testing.assert_allclose(measured.deviation_hu[2:], NOISE.deviation_hu[2:], rtol=0.1)
     np.testing.assert_allclose(measured.levels, np.linspace(0.55, 1.45, NUM_LEVELS), atol=0.15)
+
+
+def test_the_level_of_one_slice_is_found():
+    residual = (add_grain(HU, LABELS, NOISE, 1.0, seeded(), level=0.7) - HU).numpy()
+    assert relative_level(NOISE, residual, LABELS.numpy()) == pytest.approx(0.7, rel=0.1)
+    assert relative_level(NOISE, 2 * residual, LABELS.numpy()) == pytest.approx(1.4, rel=0.1)
+    assert relative_level(NOISE, residual, np.zeros((256, 256), np.uint8)) == 1
 
 
 def test_measuring_needs_lung_and_soft_tissue():

@@ -26,7 +26,6 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCardData
 
-from lsdm_diffusers.data.dataset import blanked
 from lsdm_diffusers.evaluation.comparison import Comparison, Figures
 from lsdm_diffusers.evaluation.images import (
     check_run,
@@ -63,6 +62,7 @@ from lsdm_diffusers.models.perceptual import perceptual_distance
 from lsdm_diffusers.nodule_crop import CROP
 from lsdm_diffusers.nodule_features import NODULE_FEATURES
 from lsdm_diffusers.nodule_outline import OUTLINE_FEATURES
+from lsdm_diffusers.outside_body import blanked
 from lsdm_diffusers.sampling_defaults import CLASSIFIER
 from lsdm_diffusers.training.data import add_data_arguments, open_splits
 

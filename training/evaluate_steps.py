@@ -30,7 +30,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lsdm_diffusers import small_checkpoint
-from lsdm_diffusers.data.dataset import blanked
 from lsdm_diffusers.evaluation.bootstrap import Estimate, patient_bootstrap
 from lsdm_diffusers.evaluation.images import (
     check_run,
@@ -52,6 +51,7 @@ from lsdm_diffusers.evaluation.slices import (
 )
 from lsdm_diffusers.evaluation.tables import format_estimate, markdown_table, write_json
 from lsdm_diffusers.io.atomic_write import write_atomically
+from lsdm_diffusers.outside_body import blanked
 from lsdm_diffusers.training.data import add_data_arguments, open_splits
 
 OWN, REAL = "own", "real slices"

@@ -14,17 +14,15 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
-from scipy.ndimage import binary_dilation, label
 
 from ..hounsfield import HU_MAX, HU_MIN, grey_from_hu, hu_from_grey, scaled_hu
 from ..io.atomic_write import part_file
-from ..labels import SemanticLabel
 from ..nodule_crop import CROP, crop_box
 from ..nodule_features import NODULE_FEATURES
+from ..outside_body import outside_body
 from ..semantic_map import semantic_map_image
 
 SPLITS = ("train", "validation", "test")
-SKIN_PIXELS = 3  # background this near to the body is kept, as a map's outline cuts the skin's partial volume off
 ROWS_PER_GROUP = 100  # of a parquet file; what is held in memory while it is written
 FEATURES = Features(
     {
@@ -103,21 +101,6 @@ def slice_pixels(image: PIL.Image.Image, semantic_map: np.ndarray, blank_backgro
     if blank_background:
         pixels[outside_body(semantic_map)] = -1
     return pixels
-
-
-def outside_body(semantic_map: np.ndarray) -> np.ndarray:
-    """Mask (H, W) of the background around the patient: what is joined to the border, except for 3 pixels at the skin.
-
-    The table and clothes lie there, and no label tells them from air.
-    """
-    regions, _ = label(np.pad(semantic_map == SemanticLabel.BACKGROUND, 1, constant_values=True))
-    outside = (regions == regions[0, 0])[1:-1, 1:-1]
-    return outside & ~binary_dilation(~outside, iterations=SKIN_PIXELS)
-
-
-def blanked(hu: np.ndarray, semantic_map: np.ndarray) -> np.ndarray:
-    """A copy of a slice (H, W) in HU with -1024 `outside_body` of its map."""
-    return np.where(outside_body(semantic_map), HU_MIN, hu)
 
 
 def row_kinds(split: Dataset) -> np.ndarray:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.dataset import blanked
 from ..nodule_crop import CROP
+from ..outside_body import blanked
 from .metrics import frechet_distance, image_features, kernel_distance, paired_metrics
 from .obedience import hu_by_label, hu_distances, label_dice, nodule_obedience
 from .slices import EvaluationSlice, pixels_from_hu

@@ -9,16 +9,15 @@ from PIL import Image
 
 from lsdm_diffusers.data.dataset import (
     FEATURES,
-    blanked,
     decode_image,
     encode_image,
     encode_row,
     nodule_crops,
-    outside_body,
     row_kinds,
     rows_with_nodules,
     write_shard,
 )
+from lsdm_diffusers.outside_body import blanked, outside_body
 
 
 @pytest.mark.parametrize(("bit_depth", "error"), [(16, 0), (8, 4)])

@@ -1,0 +1,160 @@
+"""Edits of a real CT slice: a nodule more, one less, or the same one with other features."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from scipy.ndimage import label
+
+from .ct_limits import DEFAULT_PIXEL_SPACING
+from .io.nodule_stamp import stamp_nodule
+from .labels import SemanticLabel
+from .nodule_features import INDETERMINATE_RATING, feature_rating
+from .pipeline_lsdm_inpaint import LSDMInpaintPipeline, dilated_mask
+from .segmentation import semantic_map_from_hu
+from .semantic_map import read_semantic_map
+
+
+class EditedSlice(NamedTuple):
+    """An edited slice.
+
+    Args:
+        hu: (H, W), of the dtype of the given slice, in Hounsfield units; outside `mask` as it was, to the bit.
+        semantic_map: labels 0..7, (H, W), uint8, with the edit.
+        mask: where the slice changed, boolean (H, W).
+    """
+
+    hu: np.ndarray
+    semantic_map: np.ndarray
+    mask: np.ndarray
+
+
+def insert_nodule(
+    pipe: LSDMInpaintPipeline,
+    hu: np.ndarray,
+    centre_yx: tuple[float, float],
+    diameter_mm: float,
+    nodule_features: Mapping[str, Any] | None = None,
+    shape: Literal["smooth", "lobulated", "spiculated"] = "smooth",
+    pixel_spacing: float = DEFAULT_PIXEL_SPACING,
+    semantic_map: Any = None,
+    seed: int = 0,
+    **call_arguments: Any,
+) -> EditedSlice:
+    """Insert a nodule into a slice.
+
+    Args:
+        pipe: the pipeline.
+        hu: the slice, (H, W), in Hounsfield units.
+        centre_yx: row and column of the nodule's centre, in pixels; in a lung.
+        diameter_mm: 3..60 mm.
+        nodule_features: what the nodule is to look like, {feature: value}.
+        shape: of its outline, before `nodule_features` change it.
+        pixel_spacing: edge of a pixel in mm.
+        semantic_map: labels of the slice, (H, W); None makes them from it.
+        seed: of the outline.
+        **call_arguments: further arguments of `pipe`: `generator`, `num_inference_steps`, `guidance_scale` ...
+
+    Raises:
+        ValueError: for a bad argument, or a place where the nodule has no room in the lung, before any work is done.
+    """
+    labels = _labels(hu, semantic_map, pixel_spacing)
+    malignancy = (nodule_features or {}).get("malignancy", INDETERMINATE_RATING)
+    painted = stamp_nodule(labels, centre_yx, diameter_mm, pixel_spacing, shape, malignancy, seed)
+    nodule_mask = _nodule_at(painted, painted != labels)
+    return _edit(pipe, hu, painted, nodule_mask, nodule_features, call_arguments)
+
+
+def change_nodule(
+    pipe: LSDMInpaintPipeline,
+    hu: np.ndarray,
+    nodule_mask: np.ndarray,
+    nodule_features: Mapping[str, Any],
+    pixel_spacing: float = DEFAULT_PIXEL_SPACING,
+    semantic_map: Any = None,
+    **call_arguments: Any,
+) -> EditedSlice:
+    """Draw a nodule of a slice anew, with other features.
+
+    Args:
+        pipe: the pipeline.
+        hu: the slice, (H, W), in Hounsfield units.
+        nodule_mask: where the nodule is, boolean (H, W).
+        nodule_features: what it is to look like, {feature: value}.
+        pixel_spacing: edge of a pixel in mm.
+        semantic_map: labels of the slice, (H, W), with or without the nodule; None makes them from it.
+        **call_arguments: further arguments of `pipe`; `strength` below 1 keeps structure of the nodule as it is.
+
+    Raises:
+        ValueError: for a bad argument, before any work is done.
+    """
+    nodule_mask = _checked_mask(nodule_mask, hu)
+    painted = _labels(hu, semantic_map, pixel_spacing).copy()
+    rating = feature_rating("malignancy", nodule_features.get("malignancy", INDETERMINATE_RATING))
+    painted[nodule_mask] = SemanticLabel.for_malignancy(rating)
+    return _edit(pipe, hu, painted, nodule_mask, nodule_features, call_arguments)
+
+
+def remove_nodule(
+    pipe: LSDMInpaintPipeline,
+    hu: np.ndarray,
+    nodule_mask: np.ndarray,
+    pixel_spacing: float = DEFAULT_PIXEL_SPACING,
+    semantic_map: Any = None,
+    **call_arguments: Any,
+) -> EditedSlice:
+    """Fill the place of a nodule with lung.
+
+    Args:
+        pipe: the pipeline.
+        hu: the slice, (H, W), in Hounsfield units.
+        nodule_mask: where the nodule is, boolean (H, W).
+        pixel_spacing: edge of a pixel in mm.
+        semantic_map: labels of the slice, (H, W), with or without the nodule; None makes them from it.
+        **call_arguments: further arguments of `pipe`.
+
+    Raises:
+        ValueError: for a bad argument, before any work is done.
+    """
+    nodule_mask = _checked_mask(nodule_mask, hu)
+    painted = _labels(hu, semantic_map, pixel_spacing).copy()
+    painted[nodule_mask] = SemanticLabel.LUNG
+    return _edit(pipe, hu, painted, nodule_mask, None, call_arguments)
+
+
+def _labels(hu: np.ndarray, semantic_map: Any, pixel_spacing: float) -> np.ndarray:
+    if np.ndim(hu) != 2:
+        raise ValueError(f"`hu` has shape {np.shape(hu)}, but one slice (H, W) is needed.")
+    return semantic_map_from_hu(hu, pixel_spacing) if semantic_map is None else read_semantic_map(semantic_map)
+
+
+def _checked_mask(nodule_mask: np.ndarray, hu: np.ndarray) -> np.ndarray:
+    mask = np.asarray(nodule_mask)
+    if mask.shape != np.shape(hu) or not np.isin(mask, (0, 1)).all() or not mask.any():
+        raise ValueError(
+            f"`nodule_mask` has shape {mask.shape}, but boolean values of the shape {np.shape(hu)} of `hu`, not all "
+            "False, are needed."
+        )
+    return mask.astype(bool)
+
+
+def _nodule_at(labels: np.ndarray, changed: np.ndarray) -> np.ndarray:
+    """The whole nodule of a map that some changed pixels belong to."""
+    pieces, _ = label(labels >= SemanticLabel.NODULE_BENIGN, structure=np.ones((3, 3)))
+    return np.isin(pieces, np.unique(pieces[changed & (pieces > 0)]))
+
+
+def _edit(
+    pipe: LSDMInpaintPipeline,
+    hu: np.ndarray,
+    painted: np.ndarray,
+    nodule_mask: np.ndarray,
+    nodule_features: Mapping[str, Any] | None,
+    call_arguments: Mapping[str, Any],
+) -> EditedSlice:
+    """Call the pipeline so that the nodule alone changes, whatever other nodules the map has."""
+    options = dict(call_arguments)
+    if nodule_features:
+        options.setdefault("guidance_scale", pipe.recommended_scales(options.get("guidance_method")))
+    output = pipe(hu, dilated_mask(nodule_mask), painted, nodule_features, output_type="hu", **options)
+    return EditedSlice(output.images[0], output.semantic_maps[0], output.masks[0])
