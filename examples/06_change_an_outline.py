@@ -9,6 +9,7 @@ itself with the guidance method "outline", which the shipped checkpoint recommen
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ args = parser.parse_args()
 semantic_map = read_semantic_map(args.semantic_map)
 nodule = max(find_nodules(semantic_map), key=lambda found: found.area)
 y0, x0, y1, x1 = square_window(nodule.centroid_yx, semantic_map.shape, CROP)
-pipe = None if args.maps_only else LSDMGuidedPipeline.from_pretrained(small_checkpoint())
+pipe: Any = None if args.maps_only else LSDMGuidedPipeline.from_pretrained(small_checkpoint())
 level, width = WINDOWS["lung"]
 
 lines = [(feature, drawn) for feature in ("lobulation", "spiculation") for drawn in ("map", "slice")]

@@ -146,7 +146,7 @@ def add_grain(
     if level is None:
         quantile = float(torch.rand(1, generator=generator, device=device))
         level = float(np.interp(quantile, np.linspace(0, 1, NUM_LEVELS), noise.levels))
-    field = noise_field(noise, *hu.shape, generator=generator)
+    field = noise_field(noise, hu.shape[0], hu.shape[1], generator)
     return hu.float() + grain * level * deviation_map(noise, hu, semantic_map) * field
 
 

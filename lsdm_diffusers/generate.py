@@ -436,7 +436,7 @@ def generate(args: argparse.Namespace) -> list[Path]:
     recommended = pipe.recommended_scales(guidance_method)
     scales = recommended if args.guidance_scale is None else dict.fromkeys(recommended, args.guidance_scale)
     seeds = [args.seed + index for index in range(args.num_images)]
-    output = pipe(
+    output: Any = pipe(
         semantic_map,
         nodule_features=features or None,
         num_inference_steps=args.num_inference_steps,

@@ -501,9 +501,8 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         latents = self._denoise(call, steps, num_inference_steps, latents, maps, guidance, eta, generator, after_step)
         del guidance  # it holds modulations of further maps
 
-        if output_type == "latent":
-            images = latents
-        else:
+        images: Any = latents
+        if output_type != "latent":
             # One at a time: a decoded batch of full slices is the peak of memory, and an image must not depend on its
             # neighbours.
             pixels = torch.cat([decode_latents(self.vae, z[None]).float().cpu() for z in latents]).clamp(-1, 1)

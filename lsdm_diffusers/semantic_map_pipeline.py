@@ -80,7 +80,8 @@ class SemanticMapPipeline(DiffusionPipeline):
             return
         excluded = given.pop("exclude_modules", None) or []
         excluded = [excluded] if isinstance(excluded, str) else excluded
-        modules = {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
+        parts: dict[str, Any] = self.components
+        modules = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
         folders = {name: Path(folder) / name for name in modules if name not in excluded}
         for own_folder in folders.values():
             if own_folder.exists() and any(own_folder.iterdir()):

@@ -156,5 +156,5 @@ def _edit(
     options = dict(call_arguments)
     if nodule_features:
         options.setdefault("guidance_scale", pipe.recommended_scales(options.get("guidance_method")))
-    output = pipe(hu, dilated_mask(nodule_mask), painted, nodule_features, output_type="hu", **options)
+    output: Any = pipe(hu, dilated_mask(nodule_mask), painted, nodule_features, output_type="hu", **options)
     return EditedSlice(output.images[0], output.semantic_maps[0], output.masks[0])

@@ -50,8 +50,8 @@ def fast(*arguments):
     return ("--num_inference_steps", STEPS, *arguments)
 
 
-def test_there_are_five_programs_and_each_shows_how_it_is_started():
-    assert [path.name[:2] for path in PROGRAMS] == ["01", "02", "03", "04", "05"]
+def test_each_program_shows_how_it_is_started():
+    assert [path.name[:2] for path in PROGRAMS] == [f"{number:02d}" for number in range(1, 8)]
     for path in PROGRAMS:
         assert f"python examples/{path.name}" in path.read_text()
 
@@ -100,6 +100,21 @@ def test_map_from_a_ct_of_another_size(run, tmp_path):
     folder = run("04", "--dicom", tmp_path / "small.dcm", *fast())
     assert Image.open(folder / "map.png").size == (160, 128)
     assert not (folder / "synthetic.dcm").exists()
+
+
+def test_change_an_outline(run, small_map):
+    folder = run("06", "--semantic_map", small_map, "--maps_only")
+    maps_only = Image.open(folder / "outlines.png").size
+    run("06", "--semantic_map", small_map, *fast())
+    assert Image.open(folder / "outlines.png").height > 1.5 * maps_only[1]
+
+
+def test_edit_a_slice(run, capsys):
+    folder = run("07", *fast())
+    lines = [line for line in capsys.readouterr().out.splitlines() if "changed outside the mask" in line]
+    assert len(lines) == 4 and all(" 0 pixels changed outside the mask" in line for line in lines)
+    before, inserted = np.load(folder / "before.npy"), np.load(folder / "inserted.npy")
+    assert before.dtype == inserted.dtype == np.int16 and (before != inserted).any()
 
 
 def test_paired_dataset(run, small_map, tmp_path, monkeypatch):

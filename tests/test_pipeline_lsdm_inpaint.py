@@ -17,7 +17,7 @@ from lsdm_diffusers import (
 from lsdm_diffusers.guidance import noise_levels
 from lsdm_diffusers.latents import encode_pixels
 from lsdm_diffusers.outside_body import blanked
-from lsdm_diffusers.pipeline_lsdm_inpaint import edit_window, feather_weights
+from lsdm_diffusers.pipeline_lsdm_inpaint import edit_window
 from lsdm_diffusers.segmentation import semantic_map_from_hu
 
 from .conftest import tiny_pipeline

@@ -144,8 +144,8 @@ def method_table(results: ControlResults) -> Table:
 
 def _judge_and_guide(results: ControlResults, feature: str) -> float:
     """Correlation of the judge's and the guiding classifier's scores on real nodules."""
-    scores = (results.real_measurements[f"{scorer} {feature}"] for scorer in ("judge", "classifier"))
-    return float(np.corrcoef(*scores)[0, 1])
+    judge, guide = (results.real_measurements[f"{scorer} {feature}"] for scorer in ("judge", "classifier"))
+    return float(np.corrcoef(judge, guide)[0, 1])
 
 
 def _real_difference(results: ControlResults, feature: str) -> float:

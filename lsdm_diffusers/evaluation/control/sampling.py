@@ -72,7 +72,7 @@ class ArmSampler:
             sign = 1.0 if arm.pole is Pole.HIGH else -1.0
             pipe.gradient_hook = ShamGradient(seed=seed, sign=sign, held=arm.kind is ArmKind.HELD_SHAM)
         semantic_map, features = window.semantic_map, arm.features
-        if arm.kind is ArmKind.LABEL:
+        if arm.kind is ArmKind.LABEL and arm.pole is not None:
             semantic_map, features = with_label(window, MALIGNANCY_LABELS[arm.pole]), None
         images = sample_hu(
             pipe,
