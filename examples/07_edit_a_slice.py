@@ -64,7 +64,10 @@ removed = remove_nodule(pipe, inserted.hu, new, **options())
 args.output_dir.mkdir(parents=True, exist_ok=True)
 pictures = {"before": hu, "inserted": inserted.hu, "ground glass": changed.hu, "removed": removed.hu}
 nodule = max(find_nodules(np.where(new, 7, 4).astype(np.uint8)), key=lambda found: found.area)
-y, x = (min(max(round(c) - CLOSE_UP // 2, 0), size - CLOSE_UP) for c, size in zip(nodule.centroid_yx, hu.shape))
+y, x = (
+    min(max(round(c) - CLOSE_UP // 2, 0), size - CLOSE_UP)
+    for c, size in zip(nodule.centroid_yx, hu.shape, strict=True)
+)
 level, width = WINDOWS["lung"]
 figure = Figure(figsize=(2.6 * len(pictures), 2.9), layout="constrained")
 for axis, (name, picture) in zip(figure.subplots(1, len(pictures)), pictures.items(), strict=True):

@@ -39,8 +39,18 @@ from .semantic_map_pipeline import (
     MapSources,
     SemanticMapPipeline,
 )
+from .volume_noise import features_of_slices, noise_correlation, volume_noise
 
 DEFAULT_SCALE = 1.0  # Bayes' rule
+RANDOM_SCHEDULERS = (  # that draw noise at each step whatever `eta` is
+    "DDPMScheduler",
+    "DDPMParallelScheduler",
+    "DPMSolverSDEScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+)
 OUTPUT_TYPES = (*PIXEL_OUTPUT_TYPES, "latent")
 
 
@@ -391,6 +401,52 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         self._guidance_scale, self._num_timesteps = call._guidance_scale, call._num_timesteps
         return latents
 
+    def _sample_volume(
+        self,
+        semantic_map: MapSources,
+        nodule_features: NoduleFeatures | None,
+        slice_spacing_mm: float | None,
+        num_images_per_map: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        return_dict: bool,
+        **call_arguments: Any,
+    ) -> LSDMPipelineOutput | tuple[Any, ...]:
+        """`__call__` slice by slice, with noise that changes slowly along z."""
+        if slice_spacing_mm is None:
+            raise ValueError("`volume` is True, but `slice_spacing_mm` is missing.")
+        if num_images_per_map != 1 or latents is not None or isinstance(generator, list):
+            raise ValueError("`volume` is True; it takes one `generator`, `num_images_per_map` 1, and no `latents`.")
+        name, eta = type(self.scheduler).__name__, call_arguments["eta"]
+        is_random = name in RANDOM_SCHEDULERS or str(self.scheduler.config.get("algorithm_type")).startswith("sde")
+        if is_random or eta:
+            raise ValueError(
+                f"`scheduler` is {name} with `eta` {eta}, but a volume needs one that draws no noise, such as "
+                "DPMSolverMultistepScheduler, so that neighbouring slices agree."
+            )
+        correlation = noise_correlation(slice_spacing_mm)
+        maps = self._read_maps(semantic_map, self.vae_scale_factor)
+        wishes = features_of_slices(maps, nodule_features)
+        size = (maps.shape[1] // self.vae_scale_factor, maps.shape[2] // self.vae_scale_factor)
+        shape = (1, self.vae.config.latent_channels, *size)
+        noises = volume_noise(len(maps), shape, correlation, generator, self._execution_device)
+        # grain draws from a generator of its own, so that the noise of later slices does not depend on it
+        grain_generator = None if generator is None else torch.Generator().manual_seed(generator.initial_seed() + 1)
+        images: list[Any] = []
+        drawn = []
+        for labels, wish, noise in zip(maps, wishes, noises, strict=True):
+            features = None if wish is None else [wish]
+            output: Any = self(labels, features, latents=noise, generator=grain_generator, **call_arguments)
+            images += list(output.images)
+            drawn.append(output.semantic_maps)
+        stack: Any = images
+        if call_arguments["output_type"] in ("np", "hu"):
+            stack = np.stack(images)
+        elif call_arguments["output_type"] != "pil":
+            stack = torch.stack(images)
+        result = LSDMPipelineOutput(images=stack, semantic_maps=np.concatenate(drawn))
+        return result if return_dict else result.to_tuple()
+
     @torch.no_grad()
     def __call__(
         self,
@@ -411,6 +467,8 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         sigmas: Sequence[float] | None = None,
         guidance_method: str | Mapping[str, str] | None = None,
         grain: float = 0.0,
+        volume: bool = False,
+        slice_spacing_mm: float | None = None,
     ) -> LSDMPipelineOutput | tuple[Any, ...]:
         """Generate `num_images_per_map` slices of each map.
 
@@ -445,6 +503,11 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
                 map as it is given, so that asked labels and outlines are not drawn either.
             grain: CT noise that is added to the finished slice: 0 none, 1 as much as real slices have, more is like a
                 lower dose. Its level is drawn for each slice. It needs a checkpoint with `ct_noise`.
+            volume: whether the maps (Z, H, W) are neighbouring slices of a volume. Their noise then changes slowly
+                along z, so that neighbours agree; a deterministic scheduler is needed. They are made one after the
+                other, whatever their number. `nodule_features` is a dict, or a list with a dict for each nodule of
+                the volume; `generator` is one, and grain is independent between slices.
+            slice_spacing_mm: distance of neighbouring slices of a volume, in mm.
 
         Warns:
             UserWarning: for guidance that does nothing: a scale without features, or features on a map without
@@ -454,6 +517,29 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
             ValueError: for a bad argument, which is named, before any work is done.
             RuntimeError: for guidance under `torch.inference_mode` or with sequential offload.
         """
+        if volume:
+            return self._sample_volume(
+                semantic_map,
+                nodule_features,
+                slice_spacing_mm,
+                num_images_per_map,
+                generator,
+                latents,
+                return_dict,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                guidance_order=guidance_order,
+                eta=eta,
+                output_type=output_type,
+                callback_on_step_end=callback_on_step_end,
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+                timesteps=timesteps,
+                sigmas=sigmas,
+                guidance_method=guidance_method,
+                grain=grain,
+            )
+        if slice_spacing_mm is not None:
+            raise ValueError(f"`slice_spacing_mm` is {slice_spacing_mm}, but it is for `volume=True` alone.")
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         self._check_inputs(guidance_scale, guidance_order, output_type, callback_on_step_end_tensor_inputs)

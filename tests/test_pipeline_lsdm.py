@@ -42,6 +42,8 @@ def test_signature_is_the_published_one():
         "sigmas",
         "guidance_method",
         "grain",
+        "volume",
+        "slice_spacing_mm",
     ]
     assert parameters["num_inference_steps"].default == 25 and parameters["guidance_order"].default == "sequential"
 
