@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import lsdm_diffusers
-from lsdm_diffusers import small_checkpoint
+from lsdm_diffusers import LSDMGuidedPipeline, small_checkpoint
 
 from .fixtures.make_shipped_slices import shipped_slices
 
