@@ -246,7 +246,7 @@ def grained(hu: np.ndarray, semantic_map: np.ndarray, noise: CTNoise | None, gra
     if noise is None:
         return hu
     generator = torch.Generator().manual_seed(seed)
-    noisy = add_grain(torch.from_numpy(hu), torch.from_numpy(semantic_map), noise, grain, generator)
+    noisy = add_grain(torch.from_numpy(hu), torch.tensor(semantic_map), noise, grain, generator)
     return noisy.clamp(HU_MIN, HU_MAX).numpy()
 
 

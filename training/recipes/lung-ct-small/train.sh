@@ -43,8 +43,13 @@ phase train_unet.py "$output/unet-slices" 1500 "${unet[@]}" "${slices[@]}" \
   --pretrained_unet "$output/unet-crops/pipeline/unet" --learning_rate 4e-4 --validation_steps 750
 phase train_unet.py "$output/unet-more" 2800 "${unet[@]}" "${slices[@]}" \
   --pretrained_unet "$output/unet-slices/pipeline/unet" --learning_rate 3e-4 --validation_steps 700
-phase train_unet.py "$output/unet" 2000 "${unet[@]}" "${slices[@]}" \
+phase train_unet.py "$output/unet-most" 2000 "${unet[@]}" "${slices[@]}" \
   --pretrained_unet "$output/unet-more/pipeline/unet" --learning_rate 4e-4 --validation_steps 500
+# At one rate for long, and then down to 0.
+phase train_unet.py "$output/unet-ratings" 7250 "${unet[@]}" "${slices[@]}" --lr_scheduler constant \
+  --pretrained_unet "$output/unet-most/pipeline/unet" --learning_rate 3e-4 --validation_steps 500
+phase train_unet.py "$output/unet" 1300 "${unet[@]}" "${slices[@]}" \
+  --pretrained_unet "$output/unet-ratings/pipeline/unet" --learning_rate 2e-4 --validation_steps 650
 
 # The classifiers: the one of malignancy first, whose weights are a good beginning for the other features.
 classifier malignancy-first malignancy 1500
