@@ -14,15 +14,15 @@ GRAIN = 0.0  # no noise; the slice as the decoder draws it
 CLASSIFIER, CONTRAST, CLASSIFIER_FREE, OUTLINE = "classifier", "contrast", "classifier_free", "outline"
 RECOMMENDED_SCALES = {
     CLASSIFIER: GUIDANCE_SCALE,
-    CONTRAST: 1.0,  # nodules differ as real ones do; from 2 on their HU leave the real range
-    CLASSIFIER_FREE: 1.0,  # what the U-Net itself draws for the ratings
+    CONTRAST: 1.0,  # with the weights of version 0.1.0 nodules differ as real ones do
+    CLASSIFIER_FREE: 2.0,  # malignancy by ratings; 1 is what the U-Net itself draws for them
     OUTLINE: 1.0,  # any scale but 0 draws the asked outline
 }
 # From these scales on the slice leaves the range of real ones; an outline has no strength.
 EXAGGERATED_SCALES = {
     CLASSIFIER: 8.0,  # nodules grow into blobs, shrink or vanish
     CONTRAST: 2.0,  # benign nodules become as bright as calcified ones
-    CLASSIFIER_FREE: 2.0,  # ground glass vanishes
+    CLASSIFIER_FREE: 4.0,  # beyond what was measured
 }
 
 

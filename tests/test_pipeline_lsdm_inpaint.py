@@ -124,7 +124,7 @@ def test_grain_is_added_inside_the_mask(inpaint, hu, labels):
 
 def test_a_checkpoint_and_a_pipeline_of_the_other_class_are_taken(hu, labels, inpaint):
     loaded = LSDMInpaintPipeline.from_pretrained(small_checkpoint())
-    assert loaded.config.ct_noise and loaded.recommended_methods()["malignancy"] == "contrast"
+    assert loaded.config.ct_noise and loaded.recommended_methods()["malignancy"] == "classifier_free"
     shared = LSDMInpaintPipeline.from_pipe(LSDMGuidedPipeline(**inpaint.components, ct_noise=NOISE))
     shared.set_progress_bar_config(disable=True)
     assert shared.unet is inpaint.unet

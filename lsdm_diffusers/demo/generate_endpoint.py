@@ -70,13 +70,16 @@ def path_of_upload(file: FileData | None) -> str | None:
     return file.path if file else None
 
 
-def add_generate_endpoint(sample_jobs: SampleJobs, multiple: int, uploads: Uploads) -> None:
+def add_generate_endpoint(
+    sample_jobs: SampleJobs, multiple: int, uploads: Uploads, default_method: str = DEFAULT_MALIGNANCY_METHOD
+) -> None:
     """Add the endpoint to the `gr.Blocks` being built.
 
     Args:
         sample_jobs: called with the jobs, whether to make each without guidance too, and the name of the session.
         multiple: height and width of a map must be multiples of it.
         uploads: which files were uploaded; the endpoint says when it has used one.
+        default_method: what guides malignancy where a call does not say it.
     """
 
     def generate(
@@ -88,7 +91,7 @@ def add_generate_endpoint(sample_jobs: SampleJobs, multiple: int, uploads: Uploa
         seed: int = DEFAULT_SEED,
         num_images: int = DEFAULT_IMAGES,
         malignancy_scale: float | None = None,
-        malignancy_method: str = DEFAULT_MALIGNANCY_METHOD,
+        malignancy_method: str = default_method,
         grain: float = DEFAULT_GRAIN,
     ) -> Iterator[tuple[list[str], list[dict[str, Any]]]]:
         if not map_file:
@@ -143,7 +146,7 @@ def add_generate_endpoint(sample_jobs: SampleJobs, multiple: int, uploads: Uploa
             gr.Number(DEFAULT_SEED, label="seed"),
             gr.Number(DEFAULT_IMAGES, label="num_images"),
             gr.Number(None, label="malignancy_scale"),
-            gr.Dropdown(list(MALIGNANCY_METHODS), value=DEFAULT_MALIGNANCY_METHOD, label="malignancy_method"),
+            gr.Dropdown(list(MALIGNANCY_METHODS), value=default_method, label="malignancy_method"),
             gr.Number(DEFAULT_GRAIN, label="grain"),
         ]
         outputs = [gr.File(label="files", file_count="multiple"), gr.JSON(label="parameters")]

@@ -10,7 +10,15 @@ import PIL.Image
 import torch
 
 from ..nodule_features import NODULE_FEATURES, feature_target
-from ..sampling_defaults import CLASSIFIER, CONTRAST, GRAIN, GUIDANCE_SCALE, NUM_STEPS, RECOMMENDED_SCALES
+from ..sampling_defaults import (
+    CLASSIFIER,
+    CLASSIFIER_FREE,
+    CONTRAST,
+    GRAIN,
+    GUIDANCE_SCALE,
+    NUM_STEPS,
+    RECOMMENDED_SCALES,
+)
 from ..semantic_map import find_nodules
 from ..version import __version__
 from .packed_array import MAX_EDGE
@@ -23,7 +31,7 @@ SAMPLERS: dict[str, type[diffusers.SchedulerMixin]] = {
     "Euler ancestral": diffusers.EulerAncestralDiscreteScheduler,
     "DDPM": diffusers.DDPMScheduler,
 }
-MALIGNANCY_METHODS = (CONTRAST, CLASSIFIER)
+MALIGNANCY_METHODS = (CLASSIFIER_FREE, CONTRAST, CLASSIFIER)
 SIZES = (512, 384, 256)  # pixels of the longer edge that the page offers
 MIN_SIZE, MAX_SIZE = 32, MAX_EDGE
 MAX_STEPS, MAX_IMAGES, MAX_SCALE, MAX_GRAIN = 200, 8, 64, 4

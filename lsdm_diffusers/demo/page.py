@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 
 from ..checkpoint import small_checkpoint
 from ..pipeline_lsdm import LSDMGuidedPipeline
-from ..sampling_defaults import CLASSIFIER, CONTRAST, EXAGGERATED_SCALES, RECOMMENDED_SCALES
+from ..sampling_defaults import CLASSIFIER, CLASSIFIER_FREE, CONTRAST, EXAGGERATED_SCALES, RECOMMENDED_SCALES
 from .browser_calls import static_text
 from .generate_endpoint import add_generate_endpoint
 from .generation import GeneratedSlice, Progress, Stopped, run
@@ -53,10 +53,16 @@ NOTICE = '<p class="notice">Synthetic images for research and teaching. <strong>
 EXAGGERATED = {
     CLASSIFIER: f"From {EXAGGERATED_SCALES[CLASSIFIER]:g} on nodules grow into blobs, shrink or vanish, and the slice "
     "leaves the range of real ones.",
+    CLASSIFIER_FREE: f"Nothing was measured from {EXAGGERATED_SCALES[CLASSIFIER_FREE]:g} on; the slice may leave the "
+    "range of real ones.",
     CONTRAST: f"From {EXAGGERATED_SCALES[CONTRAST]:g} on benign nodules become as bright as calcified ones, and the "
     "slice leaves the range of real ones.",
 }
-METHOD_NAMES = {CONTRAST: "contrast of the labels", CLASSIFIER: "the classifier's gradient"}
+METHOD_NAMES = {
+    CLASSIFIER_FREE: "the rating that the U-Net sees",
+    CONTRAST: "contrast of the labels",
+    CLASSIFIER: "the classifier's gradient",
+}
 SIZE_OF_MAP = "as the map"
 MAX_SLIDER_STEPS, MAX_SLIDER_SCALE, MAX_SLIDER_GRAIN = (
     100,
@@ -139,20 +145,22 @@ def show_recommended(method: str) -> Any:
 
 
 def add_settings(
-    malignancy_method: str = DEFAULT_MALIGNANCY_METHOD, with_grain: bool = True
+    malignancy_method: str = DEFAULT_MALIGNANCY_METHOD, with_grain: bool = True, with_ratings: bool = False
 ) -> tuple[Settings, gr.Checkbox]:
     """Add the settings panel to the `gr.Blocks` being built.
 
     Args:
         malignancy_method: what guides malignancy at first.
         with_grain: whether the checkpoint knows the noise of CT.
+        with_ratings: whether its U-Net sees ratings.
 
     Returns:
         The components, and the checkbox that asks for slices without guidance, too.
     """
     with gr.Accordion("Settings", open=False):
         with gr.Row():
-            choices = [(METHOD_NAMES[method], method) for method in MALIGNANCY_METHODS]
+            methods = [method for method in MALIGNANCY_METHODS if with_ratings or method != CLASSIFIER_FREE]
+            choices = [(METHOD_NAMES[method], method) for method in methods]
             method = gr.Dropdown(
                 choices, value=malignancy_method, label="Malignancy by", info="how nodules become benign or malignant"
             )
@@ -341,7 +349,7 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
                 viewer = slice_viewer(elem_id="viewer")
                 method = pipeline.recommended_methods()["malignancy"]
                 settings, with_unguided = add_settings(
-                    method if method in MALIGNANCY_METHODS else CLASSIFIER, bool(pipeline.config.get("ct_noise"))
+                    method, bool(pipeline.config.get("ct_noise")), pipeline.unet.config.rating_channels > 0
                 )
 
         shown = [viewer, *buttons]
@@ -354,7 +362,7 @@ def build_demo(pipeline: LSDMGuidedPipeline) -> gr.Blocks:
             sampling.failure(show_failure, None, shown, **QUICK_EVENT)
             runs_to_cancel.append(sampling)
         buttons.cancel.click(cancel, None, shown, cancels=runs_to_cancel, **QUICK_EVENT)
-        add_generate_endpoint(sample_jobs, multiple, uploads)
+        add_generate_endpoint(sample_jobs, multiple, uploads, method)
     demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENCY)
     return demo
 

@@ -16,7 +16,7 @@ from lsdm_diffusers.hub.publishing import forget_origins
 from lsdm_diffusers.nodule_features import NODULE_FEATURES
 
 # docs/guides/guidance.md says why
-RECOMMENDED_METHODS = {"malignancy": "contrast", "lobulation": "outline", "spiculation": "outline"}
+RECOMMENDED_METHODS = {"malignancy": "classifier_free", "lobulation": "outline", "spiculation": "outline"}
 
 
 def main() -> None:
