@@ -20,10 +20,10 @@ from .semantic_map import Nodule
 OUTLINE_FEATURES = ("lobulation", "spiculation")
 MIN_AREA = 60  # pixels; a smaller nodule cannot show its outline: real ones of all ratings look alike there
 FINENESS = 4  # points of the grid per pixel on which outlines are mixed
-MARGIN = 1.8  # half the edge of that grid over the longest half axis of the nodule
+GRID_MARGIN = 1.8  # half the edge of that grid over the longest half axis of the nodule
 CHOICE = 8  # outlines most typical of the asked features, of which one is taken
 MAX_LOSS = 0.25  # share of a new outline that may lie on other tissue, which stays as it is
-UNIT = 1000  # of the library's coordinates: 1 / 1000 of the root of the area
+POINT_UNIT = 1000  # of the library's coordinates: 1 / 1000 of the root of the area
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,13 @@ class OutlineLibrary:
 @lru_cache(maxsize=1)
 def outline_library() -> OutlineLibrary:
     """The outlines that ship with the package: of LIDC-IDRI's training patients (CC BY 3.0)."""
-    with as_file(files(__package__) / "outlines" / "lidc.npz") as path, np.load(path, allow_pickle=False) as arrays:
+    try:
+        folder = files("lsdm_diffusers")
+    except ModuleNotFoundError:  # the code came with a checkpoint, as one file
+        raise ValueError("the outlines of nodules come with the package lsdm_diffusers, which is missing.") from None
+    with as_file(folder / "outlines" / "lidc.npz") as path, np.load(path, allow_pickle=False) as arrays:
         return OutlineLibrary(
-            points=arrays["points"].astype(np.float64) / UNIT,
+            points=arrays["points"].astype(np.float64) / POINT_UNIT,
             lobulation=arrays["lobulation"].astype(np.float64),
             spiculation=arrays["spiculation"].astype(np.float64),
         )
@@ -168,7 +172,7 @@ def _mixed_outline(
     scale = np.sqrt(nodule.area / (4 * np.pi * long * short))
     half_long, half_short = 2 * long * scale * FINENESS, 2 * short * scale * FINENESS
     outline = outline_library().points[index] * np.sqrt(nodule.area) * FINENESS
-    reach = max(MARGIN * half_long, float(np.abs(outline).max()) + FINENESS)
+    reach = max(GRID_MARGIN * half_long, float(np.abs(outline).max()) + FINENESS)
     size = 2 * int(np.ceil(reach / FINENESS)) * FINENESS + FINENESS
     along = np.array([np.cos(angle), np.sin(angle)])
     across = np.array([-np.sin(angle), np.cos(angle)])

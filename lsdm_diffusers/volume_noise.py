@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from .labels import SemanticLabel
 from .semantic_map import find_nodules
 
-CORRELATION_LENGTH_MM = 15.0  # ℓ: at 2.5 mm neighbours have a correlation of 0.85
+CORRELATION_LENGTH_MM = 8.0  # ℓ: at 2.5 mm neighbours have a correlation of 0.73
 
 
 def noise_correlation(slice_spacing_mm: float, correlation_length_mm: float = CORRELATION_LENGTH_MM) -> float:
@@ -30,7 +30,7 @@ def noise_correlation(slice_spacing_mm: float, correlation_length_mm: float = CO
         ValueError: for other values.
 
     >>> round(noise_correlation(2.5), 2)
-    0.85
+    0.73
     """
     for name, value in (("slice_spacing_mm", slice_spacing_mm), ("correlation_length_mm", correlation_length_mm)):
         is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..nodule_batch import NoduleRequest, narrow_requests
 from ..nodule_features import feature_rating
-from ..nodule_outline import OUTLINE_FEATURES, reshape_nodule
+from ..nodule_outline import reshape_nodule
 
 
 def draw_outlines(
@@ -19,7 +19,7 @@ def draw_outlines(
     Args:
         maps: (B, H, W).
         requests: what each nodule is asked for.
-        features: those of `OUTLINE_FEATURES` that are drawn.
+        features: lobulation, spiculation or both.
 
     Returns:
         The maps, a copy where something is drawn, and all requests with the nodules as they lie there.
@@ -39,6 +39,3 @@ def draw_outlines(
             drawn[request.map_index] = labels
             changed[index] = replace(request, nodule=nodule)
     return drawn, changed
-
-
-__all__ = ["OUTLINE_FEATURES", "draw_outlines"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lsdm_diffusers.nodule_outline import UNIT, principal_axes
+from lsdm_diffusers.nodule_outline import POINT_UNIT, principal_axes
 
 MIN_AREA = 100  # pixels; smaller contours are too coarse
 MIN_RATING = 4  # mean of the readers
@@ -64,7 +64,7 @@ def main() -> None:
     args.output_file.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         args.output_file,
-        points=np.round(outlines * UNIT).astype(np.int16),
+        points=np.round(outlines * POINT_UNIT).astype(np.int16),
         lobulation=chosen.mean_lobulation.to_numpy(np.float32),
         spiculation=chosen.mean_spiculation.to_numpy(np.float32),
     )
