@@ -65,8 +65,9 @@ def test_endpoint_makes_the_slice_of_its_parameters(page, pipe, tmp_path):
     (map_path,) = [file for file in files if file.endswith("semantic_map.png")]
     assert (read_semantic_map(map_path) == small_map()).all()
     arrays = [np.load(file) for file in files if file.endswith(".npy")]
-    for hu, job in zip(arrays, jobs(features={"malignancy": "benign"}, seed=5, num_images=2), strict=True):
-        assert (hu == generation.sample(pipe, job)).all()
+    asked = {"features": {"malignancy": "benign"}, "malignancy_method": "classifier"}  # that of this checkpoint
+    for hu, job in zip(arrays, jobs(**asked, seed=5, num_images=2), strict=True):
+        assert (hu == generation.sample(pipe, job)[0]).all()
     assert not [path for path in files_below(folder) if path.name == "map.png"]  # the upload went with the request
     for wrong, sentence in (
         ({"features": "{"}, "no JSON"),

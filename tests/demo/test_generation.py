@@ -19,7 +19,7 @@ def test_each_sampler_runs_and_leaves_the_pipeline_alone(pipe):
     before = pipe.scheduler
     for sampler in SAMPLERS:
         (job,) = jobs(sampler=sampler, features={"malignancy": "benign"})
-        hu = generation.sample(pipe, job)
+        hu, _ = generation.sample(pipe, job)
         assert hu.shape == (128, 128) and hu.std() > 0
     assert pipe.scheduler is before
 
@@ -38,8 +38,8 @@ def test_run_reports_progress_previews_and_slices(pipe):
     assert fractions == sorted(fractions) and fractions[-1] == 1 and len(steps) == 24
     assert sum(step.preview is not None for step in steps) >= 4
     assert generated.job == job
-    assert (generated.hu == generation.sample(pipe, job)).all()
-    assert (generated.unguided_hu == generation.sample(pipe, job, guided=False)).all()
+    assert (generated.hu == generation.sample(pipe, job)[0]).all()
+    assert (generated.unguided_hu == generation.sample(pipe, job, guided=False)[0]).all()
     assert (generated.hu != generated.unguided_hu).any()
 
 
