@@ -99,7 +99,9 @@ def colour(page, label):
 
 def click_board(page, x, y):
     """Click on the board; x and y are parts of its edge, 0..1."""
-    box = page.locator("#board canvas.marks").bounding_box()
+    marks = page.locator("#board canvas.marks")
+    marks.evaluate("canvas => canvas.scrollIntoView({block: 'center', behavior: 'instant'})")
+    box = marks.bounding_box()
     page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
 
 
