@@ -9,6 +9,7 @@ synthetic slice first, so that it runs without any data. It needs pydicom: pip i
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ else:
     from lsdm_diffusers import LSDMGuidedPipeline
 
     semantic_map = read_semantic_map(example_map())
-    sampler = LSDMGuidedPipeline(**pipe.components)
+    sampler: Any = LSDMGuidedPipeline(**pipe.components)
     generator = torch.Generator().manual_seed(args.seed)
     steps = args.num_inference_steps
     hu = sampler(semantic_map, num_inference_steps=steps, generator=generator, output_type="hu").images[0]

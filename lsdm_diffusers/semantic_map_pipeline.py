@@ -81,7 +81,8 @@ class SemanticMapPipeline(DiffusionPipeline):
         excluded = given.pop("exclude_modules", None) or []
         excluded = [excluded] if isinstance(excluded, str) else excluded
         parts: dict[str, Any] = self.components
-        modules = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+        names = [name for name, part in parts.items() if isinstance(part, torch.nn.Module)]
+        modules: dict[str, Any] = {name: parts[name] for name in names}
         folders = {name: Path(folder) / name for name in modules if name not in excluded}
         for own_folder in folders.values():
             if own_folder.exists() and any(own_folder.iterdir()):

@@ -107,7 +107,7 @@ def hole_against_ring(after: np.ndarray, semantic_map: np.ndarray, hole: np.ndar
     distance = distance_transform_edt(~hole)
     ring = (distance > RING[0]) & (distance <= RING[1]) & (semantic_map == SemanticLabel.LUNG)
     gradient = gaussian_gradient_magnitude(after, 1)
-    figures = {}
+    figures: dict[str, Any] = {}
     for name, where in (("hole", hole), ("ring", ring)):
         figures |= {f"{name}_mean_hu": after[where].mean(), f"{name}_deviation_hu": after[where].std()}
         figures[f"{name}_gradient"] = gradient[where].mean()
