@@ -31,7 +31,7 @@ from .models.unet_spade import SpadeUNet2DModel
 from .nodule_batch import NoduleFeatures, NoduleRequest, batch_nodules, narrow_requests, requested_nodules
 from .nodule_features import NODULE_FEATURES
 from .sampling_defaults import CLASSIFIER, CLASSIFIER_FREE, CONTRAST, OUTLINE, recommended_scales
-from .scheduler_checks import check_scheduler, schedule_arguments, trained_prediction, try_scheduler
+from .scheduler_checks import check_scheduler, draws_noise, schedule_arguments, trained_prediction, try_scheduler
 from .semantic_map_pipeline import (
     HUB_ARGUMENTS,
     PIXEL_OUTPUT_TYPES,
@@ -42,15 +42,6 @@ from .semantic_map_pipeline import (
 from .volume_noise import features_of_slices, noise_correlation, volume_noise
 
 DEFAULT_SCALE = 1.0  # Bayes' rule
-RANDOM_SCHEDULERS = (  # that draw noise at each step whatever `eta` is
-    "DDPMScheduler",
-    "DDPMParallelScheduler",
-    "DPMSolverSDEScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "LCMScheduler",
-    "TCDScheduler",
-)
 OUTPUT_TYPES = (*PIXEL_OUTPUT_TYPES, "latent")
 
 
@@ -417,12 +408,11 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
             raise ValueError("`volume` is True, but `slice_spacing_mm` is missing.")
         if num_images_per_map != 1 or latents is not None or isinstance(generator, list):
             raise ValueError("`volume` is True; it takes one `generator`, `num_images_per_map` 1, and no `latents`.")
-        name, eta = type(self.scheduler).__name__, call_arguments["eta"]
-        is_random = name in RANDOM_SCHEDULERS or str(self.scheduler.config.get("algorithm_type")).startswith("sde")
-        if is_random or eta:
+        eta, steps = call_arguments["eta"], call_arguments["num_inference_steps"]
+        if draws_noise(self.scheduler, steps, eta):
             raise ValueError(
-                f"`scheduler` is {name} with `eta` {eta}, but a volume needs one that draws no noise, such as "
-                "DPMSolverMultistepScheduler, so that neighbouring slices agree."
+                f"`scheduler` is {type(self.scheduler).__name__} with `eta` {eta}, but a volume needs one that draws "
+                "no noise, such as DPMSolverMultistepScheduler, so that neighbouring slices agree."
             )
         correlation = noise_correlation(slice_spacing_mm)
         maps = self._read_maps(semantic_map, self.vae_scale_factor)

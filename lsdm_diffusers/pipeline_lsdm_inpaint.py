@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from .guidance_methods.step import GuidanceMethod
 from .hounsfield import HU_MAX, HU_MIN, hu_from_scaled, scaled_hu
 from .labels import SemanticLabel
 from .latents import decode_latents, encode_pixels
-from .nodule_batch import NoduleFeatures
+from .nodule_batch import NoduleFeatures, NoduleRequest
 from .nodule_crop import square_window
 from .outside_body import blanked
 from .pipeline_lsdm import DEFAULT_SCALE, LSDMGuidedPipeline
@@ -83,6 +83,16 @@ def edit_window(mask: np.ndarray, edge: int, multiple: int) -> tuple[slice, slic
     return slice(y0, y1), slice(x0, x1)
 
 
+class _Edit(NamedTuple):
+    """What is drawn in one slice."""
+
+    call: LSDMGuidedPipeline  # the pipeline with the state of the call
+    place: tuple[slice, slice]  # the window in the slice
+    mask: np.ndarray  # boolean, of the window
+    drawn: np.ndarray  # the map that is sampled, (1, h, w)
+    by_method: dict[str, list[NoduleRequest]]  # what each method is asked for
+
+
 class LSDMInpaintPipeline(LSDMGuidedPipeline):
     r"""
     Edits real CT slices: draws the part inside a mask anew, from a semantic map into which the edit is painted.
@@ -124,8 +134,8 @@ class LSDMInpaintPipeline(LSDMGuidedPipeline):
 
         Args:
             image: one slice (H, W) in Hounsfield units or a batch (B, H, W); whole numbers or floats.
-            mask_image: where it may change, boolean or 0 and 1, of the shape of `image`; None takes the nodules of
-                the map, dilated by 2 pixels.
+            mask_image: where it may change, boolean or 0 and 1, of the shape of `image`; an outline that leaves it is
+                cut. None takes the nodules of the map, dilated by 2 pixels, and what their asked outlines need.
             semantic_map: labels 0..7 of the shape of `image`, the edit painted in: a nodule to insert, lung where one
                 is to vanish. None makes it from the image, which knows no nodules.
             nodule_features: as in `LSDMGuidedPipeline`, of the nodules that the mask touches: a dict, or a list with
@@ -171,51 +181,42 @@ class LSDMInpaintPipeline(LSDMGuidedPipeline):
         methods = self.recommended_methods(guidance_method)
         self._interrupt = False
 
-        edited, edited_maps, masks = slices.copy(), maps.copy(), np.zeros(slices.shape, dtype=bool)
         generators = generator if isinstance(generator, list) else [generator] * len(slices)
-        for index, own_generator in enumerate(generators):
+        # all that can be wrong, before anything is drawn
+        edits = []
+        for index, labels in enumerate(maps):
+            call = self._new_call(guidance_scale, schedule, device)
             given = None if masks_given is None else masks_given[index]
-            touched = _dilated_nodules(maps[index]) if given is None else given
-            if not touched.any():
-                name, what = ("semantic_map", "no nodule") if given is None else ("mask_image", "no pixel")
-                raise ValueError(f"`{name}` has {what} to draw in slice {index}; an edit needs some.")
-            place = edit_window(touched, window, multiple)
+            edits.append(call._plan_edit(index, labels, given, features[index], methods, window, multiple))
+
+        edited, edited_maps, masks = slices.copy(), maps.copy(), np.zeros(slices.shape, dtype=bool)
+        noise = CTNoise.from_config(self.config.ct_noise) if self.config.get("ct_noise") else None
+        for index, (edit, own_generator) in enumerate(zip(edits, generators, strict=True)):
+            place, mask, drawn = edit.place, edit.mask, edit.drawn
             hu, labels = slices[index][place], maps[index][place]
             seen = np.clip(blanked(slices[index], maps[index])[place], HU_MIN, HU_MAX).astype(np.float32)
-            call = self._new_call(guidance_scale, schedule, device)
-            asked = _features_in_window(features[index], find_nodules(labels), touched[place])
-            requests = call._requests(labels[None], None if asked is None else [asked], methods)
-            drawn, requests = call._draw_outlines(labels[None], requests, methods)
-            by_method = call._requests_by_method(requests, methods)
-            drawn = call._painted_maps(drawn, by_method)
-            mask = touched[place] | dilated_mask(drawn[0] != labels)  # an outline may reach farther
-
             pixels = torch.from_numpy(scaled_hu(seen))[None, None].to(device, self.vae.dtype)
             known = encode_pixels(self.vae, pixels).float()
             latents = self._draw_latents(
-                call,
+                edit.call,
                 known,
                 mask,
                 drawn,
-                call._guidance(by_method, drawn, tuple(known.shape), prediction_type, guidance_order),
+                edit.call._guidance(edit.by_method, drawn, tuple(known.shape), prediction_type, guidance_order),
                 strength,
                 eta,
                 own_generator,
                 callback_on_step_end,
                 callback_on_step_end_tensor_inputs,
             )
-            new = hu_from_scaled(decode_latents(self.vae, latents)[0, 0].float().cpu().clamp(-1, 1))
-            noise = CTNoise.from_config(self.config.ct_noise) if self.config.get("ct_noise") else None
+            new = self._decode_hu(latents)
             if noise is not None and grain != 0:
-                smooth = hu_from_scaled(decode_latents(self.vae, known)[0, 0].float().cpu().clamp(-1, 1)).numpy()
-                level = relative_level(noise, seen - smooth, labels) if grain is None else None
-                new = add_grain(
-                    new, torch.from_numpy(drawn[0]), noise, 1.0 if grain is None else grain, own_generator, level
-                )
-            weights = feather_weights(mask, feather)
-            blended = hu + weights * (new.numpy() - hu)
+                level = relative_level(noise, seen - self._decode_hu(known).numpy(), labels) if grain is None else None
+                amount = 1.0 if grain is None else grain
+                new = add_grain(new, torch.from_numpy(drawn[0]), noise, amount, own_generator, level)
+            blended = hu + feather_weights(mask, feather) * (new.numpy() - hu)
             edited[index][place] = np.where(mask, as_dtype(blended), hu)
-            edited_maps[index][place], masks[index][place] = drawn[0], mask
+            edited_maps[index][place], masks[index][place] = np.where(mask, drawn[0], labels), mask
         images: Any = edited
         if output_type != "hu":
             clipped = np.clip(edited.astype(np.float32), HU_MIN, HU_MAX)
@@ -223,6 +224,46 @@ class LSDMInpaintPipeline(LSDMGuidedPipeline):
         self.maybe_free_model_hooks()
         output = LSDMInpaintOutput(images=images, semantic_maps=edited_maps, masks=masks)
         return output if return_dict else output.to_tuple()
+
+    def _plan_edit(
+        self,
+        index: int,
+        labels: np.ndarray,
+        mask: np.ndarray | None,
+        features: Any,
+        methods: Mapping[str, str],
+        window: int,
+        multiple: int,
+    ) -> "_Edit":
+        """What is drawn in a slice, and where; called on the pipeline with the state of the slice's own call.
+
+        Args:
+            index: of the slice, for errors.
+            labels: its map, (H, W).
+            mask: where it may change, boolean (H, W); None takes its nodules, dilated, and what their outlines need.
+            features: what the nodules that the mask touches are asked for.
+            methods: of guidance, by feature.
+            window: wished edge of the window in pixels.
+            multiple: of that edge.
+        """
+        touched = dilated_mask(labels >= SemanticLabel.NODULE_BENIGN) if mask is None else mask
+        if not touched.any():
+            name, what = ("semantic_map", "no nodule") if mask is None else ("mask_image", "no pixel")
+            raise ValueError(f"`{name}` has {what} to draw in slice {index}; an edit needs some.")
+        place = edit_window(touched, window, multiple)
+        labels, touched = labels[place], touched[place]
+        asked = _features_in_window(features, find_nodules(labels), touched)
+        requests = self._requests(labels[None], None if asked is None else [asked], methods)
+        drawn, requests = self._draw_outlines(labels[None], requests, methods)
+        by_method = self._requests_by_method(requests, methods)
+        drawn = self._painted_maps(drawn, by_method)
+        if mask is None:
+            touched = touched | dilated_mask(drawn[0] != labels)
+        return _Edit(self, place, touched, drawn, by_method)
+
+    def _decode_hu(self, latents: torch.Tensor) -> torch.Tensor:
+        """D(z) of one window in HU, (H, W), float32, on the CPU, in the range of the models."""
+        return hu_from_scaled(decode_latents(self.vae, latents)[0, 0].float().cpu().clamp(-1, 1))
 
     def _draw_latents(
         self,
@@ -348,7 +389,3 @@ def _features_in_window(features: Any, nodules: Sequence[Nodule], touched: np.nd
         )
     following = iter(wishes)
     return [(next(following) or {}) if masked else {} for masked in is_masked]
-
-
-def _dilated_nodules(labels: np.ndarray) -> np.ndarray:
-    return dilated_mask(labels >= SemanticLabel.NODULE_BENIGN)

@@ -1,6 +1,6 @@
 """The settings of sampling that the page, the commands and the documents recommend for the shipped weights.
 
-docs/results/steps.md and docs/results/control.md have the measurements. The default of the pipeline's
+docs/results/steps.md and docs/guides/guidance.md have the measurements. The default of the pipeline's
 `guidance_scale` is 1, Bayes' rule, as in the thesis.
 """
 
@@ -18,10 +18,12 @@ RECOMMENDED_SCALES = {
     CLASSIFIER_FREE: 2.0,  # malignancy by ratings; 1 is what the U-Net itself draws for them
     OUTLINE: 1.0,  # any scale but 0 draws the asked outline
 }
+# Where a feature wants another scale than its method: from 2 on, ground glass vanishes.
+SCALES_OF_FEATURES = {("texture", CLASSIFIER_FREE): 1.0}
 # From these scales on the slice leaves the range of real ones; an outline has no strength.
 EXAGGERATED_SCALES = {
     CLASSIFIER: 8.0,  # nodules grow into blobs, shrink or vanish
-    CONTRAST: 2.0,  # benign nodules become as bright as calcified ones
+    CONTRAST: 2.0,  # benign nodules nearly vanish, or become as bright as calcified ones
     CLASSIFIER_FREE: 4.0,  # beyond what was measured
 }
 
@@ -35,4 +37,7 @@ def recommended_scales(methods: Mapping[str, str]) -> dict[str, float]:
     >>> recommended_scales({"malignancy": "contrast", "texture": "classifier"})
     {'malignancy': 1.0, 'texture': 2.0}
     """
-    return {feature: RECOMMENDED_SCALES[method] for feature, method in methods.items()}
+    return {
+        feature: SCALES_OF_FEATURES.get((feature, method), RECOMMENDED_SCALES[method])
+        for feature, method in methods.items()
+    }

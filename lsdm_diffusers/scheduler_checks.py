@@ -120,3 +120,25 @@ def try_scheduler(
             f"`scheduler` is {type(scheduler).__name__}, but it fails with {type(error).__name__} in a first "
             f"trial step: {' '.join(str(error).split())}"
         ) from error
+
+
+def draws_noise(scheduler: SchedulerMixin, num_inference_steps: int, eta: float) -> bool:
+    """Whether the steps of a scheduler draw noise: its first one then depends on the state of the random generator.
+
+    Args:
+        scheduler: any that `try_scheduler` accepts.
+        num_inference_steps: of the call.
+        eta: η of the call, for schedulers that take it.
+    """
+    results = []
+    for seed in (0, 1):
+        tried = copy.deepcopy(scheduler)
+        tried.set_timesteps(num_inference_steps)
+        extra = {"eta": eta} if "eta" in inspect.signature(tried.step).parameters else {}
+        latents = torch.ones(1, 1, 8, 8)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if hasattr(tried, "scale_model_input"):
+                tried.scale_model_input(latents, tried.timesteps[0])
+            results.append(tried.step(latents, tried.timesteps[0], latents, **extra).prev_sample)
+    return not torch.equal(*results)

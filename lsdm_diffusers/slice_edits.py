@@ -10,9 +10,11 @@ from .ct_limits import DEFAULT_PIXEL_SPACING
 from .io.nodule_stamp import stamp_nodule
 from .labels import SemanticLabel
 from .nodule_features import INDETERMINATE_RATING, feature_rating
+from .nodule_outline import OUTLINE_FEATURES, reshape_nodule
 from .pipeline_lsdm_inpaint import LSDMInpaintPipeline, dilated_mask
+from .sampling_defaults import OUTLINE
 from .segmentation import semantic_map_from_hu
-from .semantic_map import read_semantic_map
+from .semantic_map import Nodule, read_semantic_map
 
 
 class EditedSlice(NamedTuple):
@@ -56,7 +58,8 @@ def insert_nodule(
         **call_arguments: further arguments of `pipe`: `generator`, `num_inference_steps`, `guidance_scale` ...
 
     Raises:
-        ValueError: for a bad argument, or a place where the nodule has no room in the lung, before any work is done.
+        ValueError: for a bad argument, a place where the nodule has no room in the lung, or a nodule too small for an
+            asked outline, before any work is done.
     """
     labels = _labels(hu, semantic_map, pixel_spacing)
     malignancy = (nodule_features or {}).get("malignancy", INDETERMINATE_RATING)
@@ -153,8 +156,14 @@ def _edit(
     call_arguments: Mapping[str, Any],
 ) -> EditedSlice:
     """Call the pipeline so that the nodule alone changes, whatever other nodules the map has."""
-    options = dict(call_arguments)
-    if nodule_features:
-        options.setdefault("guidance_scale", pipe.recommended_scales(options.get("guidance_method")))
-    output: Any = pipe(hu, dilated_mask(nodule_mask), painted, nodule_features, output_type="hu", **options)
+    options, features = dict(call_arguments), dict(nodule_features or {})
+    methods = pipe.recommended_methods(options.get("guidance_method"))
+    outlined = {name: features.pop(name) for name in OUTLINE_FEATURES if name in features and methods[name] == OUTLINE}
+    if outlined:  # drawn here, so that the mask has room for it
+        ratings = {name: feature_rating(name, value) for name, value in outlined.items()}
+        nodule = Nodule.from_mask(nodule_mask, SemanticLabel(int(painted[nodule_mask].max())))
+        painted, nodule = reshape_nodule(painted, nodule, **ratings)
+        nodule_mask = nodule_mask | nodule.mask((painted.shape[0], painted.shape[1]))
+    options.setdefault("guidance_scale", pipe.recommended_scales(options.get("guidance_method")) if features else 1.0)
+    output: Any = pipe(hu, dilated_mask(nodule_mask), painted, features or None, output_type="hu", **options)
     return EditedSlice(output.images[0], output.semantic_maps[0], output.masks[0])

@@ -156,6 +156,34 @@ def test_other_nodules_of_the_map_stay(inpaint, hu, labels):
     np.testing.assert_array_equal(edited.semantic_map[:, 80:], two[:, 80:])
 
 
+def test_a_given_mask_is_never_left(inpaint, hu, labels):
+    """Neither by an outline, nor by the label that malignancy paints."""
+    mask = np.zeros(hu.shape, dtype=bool)
+    mask[60:64, 32:36] = True  # inside the nodule
+    wish, method = {"spiculation": 5, "malignancy": "benign"}, {"spiculation": "outline", "malignancy": "contrast"}
+    output = edit(inpaint, hu, labels, mask_image=mask, nodule_features=wish, guidance_method=method)
+    np.testing.assert_array_equal(output.masks[0], mask)
+    np.testing.assert_array_equal(output.images[0][~mask], hu[~mask])
+    np.testing.assert_array_equal(output.semantic_maps[0][~mask], labels[~mask])
+
+
+def test_an_edit_has_room_for_the_outline_that_is_asked_for(inpaint, hu, labels):
+    nodule = find_nodules(labels)[0].mask(hu.shape)
+    options = {"semantic_map": labels, "num_inference_steps": 1, "window": 64}
+    method = {"guidance_method": {"spiculation": "outline"}}
+    edited = change_nodule(inpaint, hu, nodule, {"spiculation": 5}, **options, **method)
+    (drawn,) = find_nodules(edited.semantic_map)
+    assert (drawn.mask(hu.shape) != nodule).any() and edited.mask[drawn.mask(hu.shape)].all()
+    assert edited.mask[nodule].all()
+
+
+def test_what_is_wrong_in_a_later_slice_is_said_before_the_first_is_drawn(inpaint, hu, labels, monkeypatch):
+    monkeypatch.setattr(type(inpaint), "_draw_latents", lambda *_: pytest.fail("the first slice was drawn"))
+    without = np.where(labels == 7, 4, labels)
+    with pytest.raises(ValueError, match="`semantic_map` has no nodule to draw in slice 1"):
+        edit(inpaint, np.stack([hu, hu]), np.stack([labels, without]))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
 
 from lsdm_diffusers.volume_noise import features_of_slices, noise_correlation, volume_noise
 
@@ -88,6 +95,24 @@ def test_a_volume_is_its_slices_with_that_noise(pipe, volume, semantic_map):
 def test_bad_arguments_are_named(pipe, volume, arguments, message):
     with pytest.raises(ValueError, match=message):
         sample(pipe, volume, **arguments)
-    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    with pytest.raises(ValueError, match="`scheduler` is DDPMScheduler"):
-        sample(pipe, volume, volume=True, slice_spacing_mm=2)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options", "is_random"),
+    [
+        (DDIMScheduler, {}, False),
+        (DPMSolverMultistepScheduler, {}, False),
+        (EulerDiscreteScheduler, {}, False),
+        (HeunDiscreteScheduler, {}, False),
+        (DDPMScheduler, {}, True),
+        (EulerAncestralDiscreteScheduler, {}, True),
+        (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}, True),
+    ],
+)
+def test_schedulers_that_draw_noise_are_refused(pipe, volume, scheduler, options, is_random):
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **options)
+    if is_random:
+        with pytest.raises(ValueError, match=f"`scheduler` is {scheduler.__name__}"):
+            sample(pipe, volume, volume=True, slice_spacing_mm=2)
+    else:
+        assert len(sample(pipe, volume[:1], volume=True, slice_spacing_mm=2)) == 1

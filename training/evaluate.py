@@ -67,6 +67,7 @@ from lsdm_diffusers.sampling_defaults import CLASSIFIER
 from lsdm_diffusers.training.data import add_data_arguments, open_splits
 
 UNGUIDED, ALL_FEATURES = "none", "all"
+METHODS_OF_OUTLINES = dict.fromkeys(OUTLINE_FEATURES, CLASSIFIER)  # the maps have the real outlines already
 ARMS = (UNGUIDED, *NODULE_FEATURES, ALL_FEATURES)
 REAL, RECONSTRUCTED = "real slices", "reconstructed"
 FEW_IMAGES = 2048  # features of Inception; FID's covariance of fewer images has no full rank (Heusel et al., 2017)
@@ -256,7 +257,10 @@ def make_arm(
 ) -> dict[int, list[Path]]:
     """Make the images of one arm that do not exist yet; returns {seed: the file of each slice}."""
     features = guiding_features(pipe, method.arm)
-    arm = f"{method.arm}-s{args.guidance_scale:g}" if features else method.arm
+    arm = method.arm
+    if features:  # another method gives other images
+        methods = pipe.recommended_methods(METHODS_OF_OUTLINES)
+        arm = "-".join([arm, f"s{args.guidance_scale:g}", *sorted({methods[feature] for feature in features})])
     model_folder = args.output_dir / "images" / f"{method.model}-{weights_digest(pipe)}"
     folder = model_folder / sampler_name(pipe, args.num_inference_steps) / f"{arm}-{args.mixed_precision}"
 
@@ -268,7 +272,7 @@ def make_arm(
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
             nodule_features=[job.slice.true_ratings(features) for job in batch] if features else None,
-            guidance_method=dict.fromkeys(OUTLINE_FEATURES, CLASSIFIER),  # the maps have the real outlines
+            guidance_method=METHODS_OF_OUTLINES,
         )
 
     files = {seed: [folder / f"seed-{seed}" / f"{ct_slice.number}.png" for ct_slice in slices] for seed in args.seeds}

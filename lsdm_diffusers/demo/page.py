@@ -55,8 +55,8 @@ EXAGGERATED = {
     "leaves the range of real ones.",
     CLASSIFIER_FREE: f"Nothing was measured from {EXAGGERATED_SCALES[CLASSIFIER_FREE]:g} on; the slice may leave the "
     "range of real ones.",
-    CONTRAST: f"From {EXAGGERATED_SCALES[CONTRAST]:g} on benign nodules become as bright as calcified ones, and the "
-    "slice leaves the range of real ones.",
+    CONTRAST: f"From {EXAGGERATED_SCALES[CONTRAST]:g} on benign nodules nearly vanish or become as bright as "
+    "calcified ones, and the slice leaves the range of real ones.",
 }
 METHOD_NAMES = {
     CLASSIFIER_FREE: "the rating that the U-Net sees",
