@@ -48,6 +48,8 @@ PANELS = {
         Curve("unet-crops", ("validation_loss",)),
         Curve("unet-slices", ("validation_loss",)),
         Curve("unet-more", ("validation_loss",)),
+        Curve("unet-most", ("validation_loss",)),
+        Curve("unet-ratings", ("validation_loss",)),
         Curve("unet", ("validation_loss",)),
     ],
     "malignancy: AUC at t = 20": [
