@@ -90,7 +90,7 @@ def generated_map(path, monkeypatch):
     """The map that `lsdm-generate` writes beside its slices, without the writing."""
     written = []
     monkeypatch.setattr(generate, "load_pipeline", lambda *_: tiny_pipeline())
-    monkeypatch.setattr(generate, "save_slices", lambda folder, semantic_map, *_: written.append(semantic_map) or [])
+    monkeypatch.setattr(generate, "save_slices", lambda folder, maps, *_: written.extend(maps.values()) or [])
     try:
         generate.main(["--semantic_map", str(path), "--num_inference_steps", "1", "--output", str(path.parent / "o")])
     except SystemExit as end:
