@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .segmentation import semantic_map_from_hu
     from .semantic_map import find_nodules
     from .semantic_map_pipeline import LSDMPipelineOutput
+    from .series_edits import change_nodule_3d, insert_nodule_3d, remove_nodule_3d
     from .slice_edits import change_nodule, insert_nodule, remove_nodule
 
 __all__ = [
@@ -33,10 +34,13 @@ __all__ = [
     "SpadeGenerator",
     "SpadeUNet2DModel",
     "change_nodule",
+    "change_nodule_3d",
     "find_nodules",
     "guidance",
     "insert_nodule",
+    "insert_nodule_3d",
     "remove_nodule",
+    "remove_nodule_3d",
     "reshape_nodule",
     "semantic_map",
     "semantic_map_from_hu",
@@ -58,6 +62,7 @@ _MODULES = {  # the modules behind the public names, each with the names that it
     "pipeline_spade_gan": ["SpadeGanPipeline"],
     "segmentation": ["semantic_map_from_hu"],
     "semantic_map": ["find_nodules"],
+    "series_edits": ["change_nodule_3d", "insert_nodule_3d", "remove_nodule_3d"],
     "slice_edits": ["change_nodule", "insert_nodule", "remove_nodule"],
 }
 

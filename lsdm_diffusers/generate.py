@@ -261,13 +261,19 @@ def scheduler_class(name: str) -> "type[SchedulerMixin]":
     return found
 
 
-def load_pipeline(checkpoint: str, scheduler: str | None, device: str | None) -> "LSDMGuidedPipeline":
+def load_pipeline(
+    checkpoint: str,
+    scheduler: str | None,
+    device: str | None,
+    pipeline_class: "type[LSDMGuidedPipeline] | None" = None,
+) -> "LSDMGuidedPipeline":
     """Load the pipeline for fast guidance on a device.
 
     Args:
         checkpoint: folder or Hub id.
         scheduler: name of a diffusers scheduler class, or None for the checkpoint's own.
         device: torch device, or None for cuda where there is one, otherwise cpu.
+        pipeline_class: `LSDMGuidedPipeline`, which None stands for, or one that is derived from it.
 
     Raises:
         ValueError: for a scheduler or device that does not exist.
@@ -288,7 +294,7 @@ def load_pipeline(checkpoint: str, scheduler: str | None, device: str | None) ->
         torch.zeros(1, device=place).item()
     except (RuntimeError, AssertionError):  # a type that this torch lacks, a number too high, or "meta"
         raise ValueError(f"`--device` is {device!r}, but torch cannot use that device here.") from None
-    pipe: LSDMGuidedPipeline = LSDMGuidedPipeline.from_pretrained(checkpoint).to(place)
+    pipe: LSDMGuidedPipeline = (pipeline_class or LSDMGuidedPipeline).from_pretrained(checkpoint).to(place)
     for module in (pipe.vae, *pipe.classifiers.values()):
         module.to(memory_format=torch.channels_last)  # makes guidance faster on a CPU
     if exchanged is not None:

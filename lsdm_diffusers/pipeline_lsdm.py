@@ -39,7 +39,7 @@ from .semantic_map_pipeline import (
     MapSources,
     SemanticMapPipeline,
 )
-from .volume_noise import features_of_slices, noise_correlation, volume_noise
+from .volume_noise import features_of_slices, noise_correlation, separate_generator, volume_noise
 
 DEFAULT_SCALE = 1.0  # Bayes' rule
 OUTPUT_TYPES = (*PIXEL_OUTPUT_TYPES, "latent")
@@ -392,36 +392,44 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         self._guidance_scale, self._num_timesteps = call._guidance_scale, call._num_timesteps
         return latents
 
+    def _check_volume(
+        self, slice_spacing_mm: float | None, generator: Any, num_inference_steps: int, eta: float
+    ) -> float:
+        """The correlation of neighbours' noise; ValueError where a volume cannot be drawn."""
+        if slice_spacing_mm is None:
+            raise ValueError("`volume` is True, but `slice_spacing_mm` is missing.")
+        correlation = noise_correlation(slice_spacing_mm)
+        if isinstance(generator, list):
+            raise ValueError("`generator` is a list, but a volume takes one, of which its noise comes slice by slice.")
+        if draws_noise(self.scheduler, num_inference_steps, eta):
+            raise ValueError(
+                f"`scheduler` is {type(self.scheduler).__name__} with `eta` {eta}, but a volume needs one that draws "
+                "no noise, such as DPMSolverMultistepScheduler, so that neighbouring slices agree."
+            )
+        return correlation
+
     def _sample_volume(
         self,
         semantic_map: MapSources,
         nodule_features: NoduleFeatures | None,
         slice_spacing_mm: float | None,
         num_images_per_map: int,
-        generator: torch.Generator | list[torch.Generator] | None,
+        generator: Any,
         latents: torch.Tensor | None,
         return_dict: bool,
         **call_arguments: Any,
     ) -> LSDMPipelineOutput | tuple[Any, ...]:
         """`__call__` slice by slice, with noise that changes slowly along z."""
-        if slice_spacing_mm is None:
-            raise ValueError("`volume` is True, but `slice_spacing_mm` is missing.")
-        if num_images_per_map != 1 or latents is not None or isinstance(generator, list):
-            raise ValueError("`volume` is True; it takes one `generator`, `num_images_per_map` 1, and no `latents`.")
+        if num_images_per_map != 1 or latents is not None:
+            raise ValueError("`volume` is True; it takes `num_images_per_map` 1, and no `latents`.")
         eta, steps = call_arguments["eta"], call_arguments["num_inference_steps"]
-        if draws_noise(self.scheduler, steps, eta):
-            raise ValueError(
-                f"`scheduler` is {type(self.scheduler).__name__} with `eta` {eta}, but a volume needs one that draws "
-                "no noise, such as DPMSolverMultistepScheduler, so that neighbouring slices agree."
-            )
-        correlation = noise_correlation(slice_spacing_mm)
+        correlation = self._check_volume(slice_spacing_mm, generator, steps, eta)
         maps = self._read_maps(semantic_map, self.vae_scale_factor)
         wishes = features_of_slices(maps, nodule_features)
         size = (maps.shape[1] // self.vae_scale_factor, maps.shape[2] // self.vae_scale_factor)
         shape = (1, self.vae.config.latent_channels, *size)
         noises = volume_noise(len(maps), shape, correlation, generator, self._execution_device)
-        # grain draws from a generator of its own, so that the noise of later slices does not depend on it
-        grain_generator = None if generator is None else torch.Generator().manual_seed(generator.initial_seed() + 1)
+        grain_generator = separate_generator(generator)
         images: list[Any] = []
         drawn = []
         for labels, wish, noise in zip(maps, wishes, noises, strict=True):

@@ -24,6 +24,7 @@ from .pipeline_lsdm import DEFAULT_SCALE, LSDMGuidedPipeline
 from .scheduler_checks import check_scheduler, schedule_arguments, try_scheduler
 from .segmentation import semantic_map_from_hu
 from .semantic_map import Nodule, find_nodules, read_semantic_map
+from .volume_noise import separate_generator, volume_noise
 
 WINDOW = 256  # pixels; the U-Net works in this window around the mask
 MARGIN = 32  # pixels of known tissue on each side of the mask that the window holds at least
@@ -56,6 +57,11 @@ def dilated_mask(mask: np.ndarray) -> np.ndarray:
     """A boolean mask (H, W), dilated by `DILATION` pixels."""
     disc = np.hypot(*np.mgrid[-DILATION : DILATION + 1, -DILATION : DILATION + 1]) <= DILATION
     return np.asarray(binary_dilation(mask, structure=disc))
+
+
+def dilated_mask_of_nodules(maps: np.ndarray) -> np.ndarray:
+    """Where the nodules of maps (B, H, W) are, dilated by `DILATION` pixels."""
+    return np.stack([dilated_mask(labels >= SemanticLabel.NODULE_BENIGN) for labels in maps])
 
 
 def edit_window(mask: np.ndarray, edge: int, multiple: int) -> tuple[slice, slice]:
@@ -129,6 +135,8 @@ class LSDMInpaintPipeline(LSDMGuidedPipeline):
         feather: int = DILATION,
         window: int = WINDOW,
         pixel_spacing: float = 0.7,
+        volume: bool = False,
+        slice_spacing_mm: float | None = None,
     ) -> LSDMInpaintOutput | tuple[Any, ...]:
         """Edit slices, each inside its mask.
 
@@ -153,6 +161,10 @@ class LSDMInpaintPipeline(LSDMGuidedPipeline):
             feather: pixels inside the mask over which old and new are blended.
             window: edge in pixels of the part that the models see around the mask, a multiple of 32.
             pixel_spacing: edge of a pixel in mm, for a map made from the image.
+            volume: whether the slices (Z, H, W) are neighbours. Then one window serves all, their noise changes slowly
+                along z, slices without mask stay as they are, and `nodule_features` is one dict. It needs one
+                `generator` and a scheduler that draws no noise.
+            slice_spacing_mm: distance of neighbouring slices of a volume, in mm.
 
         Raises:
             ValueError: for a bad argument, which is named, before any work is done.
@@ -177,29 +189,45 @@ class LSDMInpaintPipeline(LSDMGuidedPipeline):
         schedule = schedule_arguments(self.scheduler, num_inference_steps, timesteps, sigmas)
         device = self._execution_device
         try_scheduler(self.scheduler, schedule, self.vae.config.latent_channels, device)
-        features = _features_by_slice(nodule_features, len(slices))
+        correlation = None
+        if volume:
+            correlation = self._check_volume(slice_spacing_mm, generator, num_inference_steps, eta)
+        elif slice_spacing_mm is not None:
+            raise ValueError(f"`slice_spacing_mm` is {slice_spacing_mm}, but it is for `volume=True` alone.")
+        features = _features_by_slice(nodule_features, len(slices), volume)
         methods = self.recommended_methods(guidance_method)
         self._interrupt = False
 
-        generators = generator if isinstance(generator, list) else [generator] * len(slices)
         # all that can be wrong, before anything is drawn
-        edits = []
-        for index, labels in enumerate(maps):
+        touched = dilated_mask_of_nodules(maps) if masks_given is None else masks_given
+        _check_touched(touched, masks_given is None, volume)
+        shared = edit_window(np.asarray(touched.any(0)), window, multiple) if volume else None
+        edits: dict[int, _Edit] = {}
+        for index in np.flatnonzero(touched.any((1, 2))).tolist():
             call = self._new_call(guidance_scale, schedule, device)
-            given = None if masks_given is None else masks_given[index]
-            edits.append(call._plan_edit(index, labels, given, features[index], methods, window, multiple))
+            place = edit_window(touched[index], window, multiple) if shared is None else shared
+            widens = masks_given is None
+            edits[index] = call._plan_edit(maps[index], touched[index], place, features[index], methods, widens)
 
+        generators = generator if isinstance(generator, list) else [generator] * len(slices)
+        fixed_noise = {} if correlation is None else self._noise_of_volume(edits, correlation, generator, device)
+        if volume:
+            generators = [separate_generator(generators[0])] * len(slices)
         edited, edited_maps, masks = slices.copy(), maps.copy(), np.zeros(slices.shape, dtype=bool)
         noise = CTNoise.from_config(self.config.ct_noise) if self.config.get("ct_noise") else None
-        for index, (edit, own_generator) in enumerate(zip(edits, generators, strict=True)):
-            place, mask, drawn = edit.place, edit.mask, edit.drawn
+        for index, edit in edits.items():
+            place, mask, drawn, own_generator = edit.place, edit.mask, edit.drawn, generators[index]
             hu, labels = slices[index][place], maps[index][place]
             seen = np.clip(blanked(slices[index], maps[index])[place], HU_MIN, HU_MAX).astype(np.float32)
             pixels = torch.from_numpy(scaled_hu(seen))[None, None].to(device, self.vae.dtype)
             known = encode_pixels(self.vae, pixels).float()
+            fresh = fixed_noise.get(index)
+            if fresh is None:
+                fresh = randn_tensor(known.shape, generator=own_generator, device=device, dtype=known.dtype)
             latents = self._draw_latents(
                 edit.call,
                 known,
+                fresh,
                 mask,
                 drawn,
                 edit.call._guidance(edit.by_method, drawn, tuple(known.shape), prediction_type, guidance_order),
@@ -227,39 +255,46 @@ class LSDMInpaintPipeline(LSDMGuidedPipeline):
 
     def _plan_edit(
         self,
-        index: int,
         labels: np.ndarray,
-        mask: np.ndarray | None,
+        touched: np.ndarray,
+        place: tuple[slice, slice],
         features: Any,
         methods: Mapping[str, str],
-        window: int,
-        multiple: int,
+        widens: bool,
     ) -> "_Edit":
-        """What is drawn in a slice, and where; called on the pipeline with the state of the slice's own call.
+        """What is drawn in a slice; called on the pipeline with the state of the slice's own call.
 
         Args:
-            index: of the slice, for errors.
             labels: its map, (H, W).
-            mask: where it may change, boolean (H, W); None takes its nodules, dilated, and what their outlines need.
+            touched: where it may change, boolean (H, W), not empty.
+            place: the window in the slice.
             features: what the nodules that the mask touches are asked for.
             methods: of guidance, by feature.
-            window: wished edge of the window in pixels.
-            multiple: of that edge.
+            widens: whether the mask grows by what the outlines of asked features need.
         """
-        touched = dilated_mask(labels >= SemanticLabel.NODULE_BENIGN) if mask is None else mask
-        if not touched.any():
-            name, what = ("semantic_map", "no nodule") if mask is None else ("mask_image", "no pixel")
-            raise ValueError(f"`{name}` has {what} to draw in slice {index}; an edit needs some.")
-        place = edit_window(touched, window, multiple)
         labels, touched = labels[place], touched[place]
         asked = _features_in_window(features, find_nodules(labels), touched)
         requests = self._requests(labels[None], None if asked is None else [asked], methods)
         drawn, requests = self._draw_outlines(labels[None], requests, methods)
         by_method = self._requests_by_method(requests, methods)
         drawn = self._painted_maps(drawn, by_method)
-        if mask is None:
+        if widens:
             touched = touched | dilated_mask(drawn[0] != labels)
         return _Edit(self, place, touched, drawn, by_method)
+
+    def _noise_of_volume(
+        self, edits: Mapping[int, "_Edit"], correlation: float, generator: Any, device: torch.device
+    ) -> dict[int, torch.Tensor]:
+        """The noise of each edited slice of a volume, of which all windows are the same."""
+        first, last = min(edits), max(edits)
+        rows, columns = edits[first].place
+        size = (
+            (rows.stop - rows.start) // self.vae_scale_factor,
+            (columns.stop - columns.start) // self.vae_scale_factor,
+        )
+        shape = (1, self.vae.config.latent_channels, *size)
+        noises = volume_noise(last - first + 1, shape, correlation, generator, device)
+        return {index: noise for index, noise in enumerate(noises, start=first) if index in edits}
 
     def _decode_hu(self, latents: torch.Tensor) -> torch.Tensor:
         """D(z) of one window in HU, (H, W), float32, on the CPU, in the range of the models."""
@@ -269,6 +304,7 @@ class LSDMInpaintPipeline(LSDMGuidedPipeline):
         self,
         call: LSDMGuidedPipeline,
         known: torch.Tensor,
+        noise: torch.Tensor,
         mask: np.ndarray,
         maps: np.ndarray,
         guidance: Sequence[GuidanceMethod],
@@ -283,6 +319,7 @@ class LSDMInpaintPipeline(LSDMGuidedPipeline):
         Args:
             call: this pipeline with the state of the call.
             known: E(x), (1, c, h, w), float32.
+            noise: standard normal, of the shape of `known`.
             mask: boolean (H, W); a latent is drawn anew if a pixel of its cell is.
             maps: labels (1, H, W).
             guidance: methods that guide the call.
@@ -299,7 +336,6 @@ class LSDMInpaintPipeline(LSDMGuidedPipeline):
         alphas, sigmas = noise_levels(call.scheduler, timesteps)
         skipped = (len(timesteps) - max(1, round(len(timesteps) * strength))) // order * order
         cells = F.max_pool2d(torch.from_numpy(mask)[None, None].float(), self.vae_scale_factor).bool().to(known.device)
-        noise = randn_tensor(known.shape, generator=generator, device=known.device, dtype=known.dtype)
         if skipped:
             latents = alphas[skipped] * known + sigmas[skipped] * noise
         else:
@@ -367,9 +403,21 @@ def _read_maps(semantic_map: Any, slices: np.ndarray, pixel_spacing: float) -> n
     return maps
 
 
-def _features_by_slice(nodule_features: Any, count: int) -> list[Any]:
+def _check_touched(touched: np.ndarray, from_map: bool, volume: bool) -> None:
+    """Raise ValueError for a slice, or a volume, of which nothing is to be drawn."""
+    has_mask = touched.any((1, 2))
+    if has_mask.any() if volume else has_mask.all():
+        return
+    name, what = ("semantic_map", "no nodule") if from_map else ("mask_image", "no pixel")
+    where = "the volume" if volume else f"slice {np.flatnonzero(~has_mask)[0]}"
+    raise ValueError(f"`{name}` has {what} to draw in {where}; an edit needs some.")
+
+
+def _features_by_slice(nodule_features: Any, count: int, volume: bool) -> list[Any]:
     if nodule_features is None or isinstance(nodule_features, Mapping):
         return [nodule_features] * count
+    if volume:
+        raise ValueError("`nodule_features` is no dict, but an edit of a volume takes one.")
     if not isinstance(nodule_features, (list, tuple)) or len(nodule_features) != count:
         raise ValueError(f"`nodule_features` is no dict, and no list with an entry for each of the {count} slices.")
     return list(nodule_features)

@@ -16,6 +16,8 @@ from .sampling_defaults import OUTLINE
 from .segmentation import semantic_map_from_hu
 from .semantic_map import Nodule, read_semantic_map
 
+VESSEL_HU = -600  # lung with its noise is darker; vessels of a pixel or two are brighter
+
 
 class EditedSlice(NamedTuple):
     """An edited slice.
@@ -65,7 +67,8 @@ def insert_nodule(
     malignancy = (nodule_features or {}).get("malignancy", INDETERMINATE_RATING)
     painted = stamp_nodule(labels, centre_yx, diameter_mm, pixel_spacing, shape, malignancy, seed)
     nodule_mask = _nodule_at(painted, painted != labels)
-    return _edit(pipe, hu, painted, nodule_mask, nodule_features, call_arguments)
+    edit = _edit(pipe, hu, painted, nodule_mask, nodule_features, call_arguments)
+    return edit._replace(hu=with_vessels(np.asarray(hu), edit.hu))
 
 
 def change_nodule(
@@ -147,6 +150,49 @@ def _nodule_at(labels: np.ndarray, changed: np.ndarray) -> np.ndarray:
     return np.isin(pieces, np.unique(pieces[changed & (pieces > 0)]))
 
 
+def with_vessels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """An edited image in which tissue that was brighter than what is drawn there stays: vessels, airways' walls, pleura.
+
+    Else the margin around an inserted nodule would cut vessels off.
+
+    Args:
+        before: HU, of any shape.
+        after: HU with a nodule inserted, of the same shape.
+    """
+    return np.where((before > VESSEL_HU) & (before > after), before, after)
+
+
+def draw_outlines(
+    pipe: LSDMInpaintPipeline,
+    painted: np.ndarray,
+    nodule_mask: np.ndarray,
+    nodule_features: Mapping[str, Any] | None,
+    call_arguments: Mapping[str, Any],
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Draw the outline that a nodule's features ask for into its map, which changes, so that the mask has room for it.
+
+    Args:
+        pipe: the pipeline, which says which features are outlines.
+        painted: the map (H, W), with the nodule.
+        nodule_mask: where it is, boolean (H, W).
+        nodule_features: what it is asked for.
+        call_arguments: of `pipe`; `guidance_method` is read.
+
+    Returns:
+        Where the nodule is now, and the features that are left to ask for.
+    """
+    features = dict(nodule_features or {})
+    methods = pipe.recommended_methods(call_arguments.get("guidance_method"))
+    wishes = {name: features.pop(name) for name in OUTLINE_FEATURES if name in features and methods[name] == OUTLINE}
+    if not wishes:
+        return nodule_mask, features
+    ratings = {name: feature_rating(name, value) for name, value in wishes.items()}
+    nodule = Nodule.from_mask(nodule_mask, SemanticLabel(int(painted[nodule_mask].max())))
+    changed, nodule = reshape_nodule(painted, nodule, ratings.get("lobulation"), ratings.get("spiculation"))
+    painted[:] = changed
+    return nodule.mask((painted.shape[0], painted.shape[1])), features
+
+
 def _edit(
     pipe: LSDMInpaintPipeline,
     hu: np.ndarray,
@@ -156,14 +202,9 @@ def _edit(
     call_arguments: Mapping[str, Any],
 ) -> EditedSlice:
     """Call the pipeline so that the nodule alone changes, whatever other nodules the map has."""
-    options, features = dict(call_arguments), dict(nodule_features or {})
-    methods = pipe.recommended_methods(options.get("guidance_method"))
-    outlined = {name: features.pop(name) for name in OUTLINE_FEATURES if name in features and methods[name] == OUTLINE}
-    if outlined:  # drawn here, so that the mask has room for it
-        ratings = {name: feature_rating(name, value) for name, value in outlined.items()}
-        nodule = Nodule.from_mask(nodule_mask, SemanticLabel(int(painted[nodule_mask].max())))
-        painted, nodule = reshape_nodule(painted, nodule, **ratings)
-        nodule_mask = nodule_mask | nodule.mask((painted.shape[0], painted.shape[1]))
+    options = dict(call_arguments)
+    outline, features = draw_outlines(pipe, painted, nodule_mask, nodule_features, options)
+    nodule_mask = nodule_mask | outline
     options.setdefault("guidance_scale", pipe.recommended_scales(options.get("guidance_method")) if features else 1.0)
     output: Any = pipe(hu, dilated_mask(nodule_mask), painted, features or None, output_type="hu", **options)
     return EditedSlice(output.images[0], output.semantic_maps[0], output.masks[0])

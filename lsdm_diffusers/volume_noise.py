@@ -65,6 +65,11 @@ def volume_noise(
         yield noise
 
 
+def separate_generator(generator: torch.Generator | None) -> torch.Generator | None:
+    """A generator for the grain of a volume, so that the noise of later slices does not depend on grain."""
+    return None if generator is None else torch.Generator().manual_seed(generator.initial_seed() + 1)
+
+
 def features_of_slices(maps: np.ndarray, nodule_features: Any) -> list[list[Mapping[str, Any]] | None]:
     """What the nodules of each slice are asked for, by what the nodules of the volume are.
 

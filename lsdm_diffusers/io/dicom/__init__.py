@@ -7,10 +7,12 @@ An enhanced CT, which holds a series in one file, gives its frames as the slices
 from .files import FileFault, SliceFile, find_files, index_dicom, read_headers
 from .header import DicomError, describe_error
 from .orientation import STANDARD, Orientation
+from .series import CtSeries, read_series
 from .slices import CtSlice, read_slice, slice_fault
 
 __all__ = [
     "STANDARD",
+    "CtSeries",
     "CtSlice",
     "DicomError",
     "FileFault",
@@ -20,6 +22,7 @@ __all__ = [
     "find_files",
     "index_dicom",
     "read_headers",
+    "read_series",
     "read_slice",
     "slice_fault",
 ]

@@ -27,6 +27,13 @@ class Orientation(NamedTuple):
         column_step = -1 if self.columns_reversed else 1
         return np.ascontiguousarray(image[::row_step, ::column_step])
 
+    def turn_back(self, image: np.ndarray) -> np.ndarray:
+        """An image or mask (H, W) of the standard orientation as the pixels are stored."""
+        row_step = -1 if self.rows_reversed else 1
+        column_step = -1 if self.columns_reversed else 1
+        unreversed = image[::row_step, ::column_step]
+        return np.ascontiguousarray(unreversed.T if self.exchanged else unreversed)
+
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Height and width of the stored pixels of a turned slice of this shape."""
         height, width = shape
