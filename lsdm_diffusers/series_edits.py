@@ -157,7 +157,9 @@ def plan_nodule(
     if not mask[middle - first].any():  # thick slices: the nodule lies between two
         mask[middle - first] = outline
     part = slice(first, last + 1)
-    maps = np.stack([semantic_map_from_hu(one, pixel_spacing) for one in hu[part]])
+    known = {middle: labels}
+    indices = range(first, last + 1)
+    maps = np.stack([known[k] if k in known else semantic_map_from_hu(hu[k], pixel_spacing) for k in indices])
     _check_room(maps, mask, None if other_nodules is None else other_nodules[part], first)
     maps[mask] = SemanticLabel.for_malignancy(feature_rating("malignancy", malignancy))
     return PlannedNodule(first, mask, maps, features)

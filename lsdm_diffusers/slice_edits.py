@@ -151,7 +151,7 @@ def _nodule_at(labels: np.ndarray, changed: np.ndarray) -> np.ndarray:
 
 
 def with_vessels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """An edited image in which tissue that was brighter than what is drawn there stays: vessels, airways' walls, pleura.
+    """An edited image in which tissue that was brighter than what is drawn there stays: vessels, pleura.
 
     Else the margin around an inserted nodule would cut vessels off.
 

@@ -166,12 +166,13 @@ def encode_row(hu: np.ndarray, semantic_map: np.ndarray, bit_depth: int = 16, **
     }
 
 
-def write_shard(path: Path, rows: Iterable[dict[str, Any]]) -> str | None:
+def write_shard(path: Path, rows: Iterable[dict[str, Any]], features: Features = FEATURES) -> str | None:
     """Write the rows as one parquet file, whole or not at all. The same rows give the same bytes.
 
     Args:
         path: of the file; without rows there is none, and an older one is removed.
         rows: as `encode_row` makes them; taken a hundred at a time.
+        features: the columns.
 
     Returns:
         SHA-256 of the file, or None.
@@ -184,8 +185,8 @@ def write_shard(path: Path, rows: Iterable[dict[str, Any]]) -> str | None:
         return None
     with part_file(path) as part:
         # PNG is compressed
-        with pq.ParquetWriter(part, FEATURES.arrow_schema, compression="none") as writer:
+        with pq.ParquetWriter(part, features.arrow_schema, compression="none") as writer:
             for group in chain([first], groups):
-                writer.write_table(pa.Table.from_pylist(group, schema=FEATURES.arrow_schema))
+                writer.write_table(pa.Table.from_pylist(group, schema=features.arrow_schema))
         with open(part, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
