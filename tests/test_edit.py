@@ -286,3 +286,15 @@ def test_help_comes_at_once_and_names_every_flag(capsys):
     text = capsys.readouterr().out
     assert "--insert Z Y X" in text and "LUNA16" in text
     assert Path(edit.__file__).read_text().count("import torch") == 0
+
+
+def test_a_scan_stored_in_another_order_is_edited_at_the_same_place(edited, tmp_path):
+    turned = write_series(tmp_path / "turned", cosines=(0, 1, 0, 1, 0, 0))
+    run(turned, tmp_path / "output", *INSERT)
+    straight, other = read_series(edited / "dicom"), read_series(tmp_path / "output/dicom")
+    np.testing.assert_array_equal(other.hu, straight.hu)
+    masks = [np.asarray(nibabel.load(folder / "nodules.nii.gz").dataobj) for folder in (edited, tmp_path / "output")]
+    np.testing.assert_array_equal(masks[0], masks[1])
+    segmentation = highdicom.seg.segread(tmp_path / "output/nodules.dcm")
+    frames = segmentation.get_pixels_by_source_instance([other.files[2].sop_instance_uid], combine_segments=True)
+    np.testing.assert_array_equal(other.orientation.turn(frames[0]), masks[0].transpose(2, 1, 0)[2])

@@ -79,7 +79,7 @@ def test_a_set_is_a_dataset_with_nodules_as_asked(tiny, run, tmp_path, capsys):
         for nodule, entry in zip(nodules, row["nodules"], strict=True):
             assert entry["centroid_yx"] == pytest.approx(nodule.centroid_yx)
             assert nodule.label == SemanticLabel.for_malignancy(entry["malignancy"]) != 6
-    assert (tmp_path / "set/failed.csv").read_text() == "row,reason\r\n"
+    assert (tmp_path / "set/failed.csv").read_text() == "row,reason\n"
     card = (tmp_path / "set/README.md").read_text()
     assert "All slices are synthetic" in card and "diameter_mm:" in card and (tmp_path / "set/samples.png").is_file()
 
