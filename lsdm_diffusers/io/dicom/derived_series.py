@@ -6,6 +6,7 @@ Slices without a change keep their pixel data, byte for byte.
 
 import datetime
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -196,22 +197,24 @@ def write_segmentation(
         for place, number in enumerate(numbers, start=1)
     ]
     series_uid = derived_uid(str(sources[0].SeriesInstanceUID), "segmentation")
-    segmentation = highdicom.seg.Segmentation(
-        source_images=sources,
-        pixel_array=arrays.astype(np.uint8),
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=segments,
-        series_instance_uid=series_uid,
-        series_number=int(sources[0].SeriesNumber) + 1,
-        sop_instance_uid=derived_uid(series_uid, "instance"),
-        instance_number=1,
-        manufacturer="lsdm_diffusers",
-        manufacturer_model_name="lsdm_diffusers",
-        software_versions=__version__,
-        device_serial_number="1",
-        series_description=SERIES_DESCRIPTION,
-        omit_empty_frames=True,
-    )
+    with warnings.catch_warnings():  # names of patients are written as the source has them
+        warnings.filterwarnings("ignore", "The string .* is unlikely to represent the intended person name")
+        segmentation = highdicom.seg.Segmentation(
+            source_images=sources,
+            pixel_array=arrays.astype(np.uint8),
+            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=segments,
+            series_instance_uid=series_uid,
+            series_number=int(sources[0].SeriesNumber) + 1,
+            sop_instance_uid=derived_uid(series_uid, "instance"),
+            instance_number=1,
+            manufacturer="lsdm_diffusers",
+            manufacturer_model_name="lsdm_diffusers",
+            software_versions=__version__,
+            device_serial_number="1",
+            series_description=SERIES_DESCRIPTION,
+            omit_empty_frames=True,
+        )
     segmentation.LossyImageCompression = sources[0].get("LossyImageCompression") or "00"
     segmentation.SyntheticData = "YES"
     segmentation.ContentQualification = "RESEARCH"
@@ -222,12 +225,12 @@ def write_segmentation(
 def header_warnings(series: CtSeries) -> list[str]:
     """What a user should know of the headers of a series before it is passed on."""
     dataset: Any = pydicom.dcmread(series.files[0].path, stop_before_pixels=True)
-    warnings = []
+    notes = []
     if text_of(dataset, "PatientIdentityRemoved").upper() != "YES":
-        warnings.append(
+        notes.append(
             "the headers do not say that the patient's identity was removed (PatientIdentityRemoved); the new series "
             "keeps every name and number of the source"
         )
     if not text_of(dataset, "FrameOfReferenceUID"):
-        warnings.append("the source has no FrameOfReferenceUID, so the new series gets one of its own")
-    return warnings
+        notes.append("the source has no FrameOfReferenceUID, so the new series gets one of its own")
+    return notes
