@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .command_line import HUB_ID, OneLineParser, check_writable, load_pipeline, requested_features, requested_method
 from .edit_requests import EditRequest, read_requests, requests_of_arguments
-from .generate import HUB_ID, OneLineParser, check_writable, load_pipeline, requested_features, requested_method
 from .sampling_defaults import NUM_STEPS
 from .version import __version__
 

@@ -4,27 +4,32 @@ Torch and diffusers take seconds to import, so the arguments are read and checke
 """
 
 import argparse
-import importlib.util
 import json
 import math
-import os
-import re
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from .command_line import (
+    FORMATS,
+    HUB_ID,
+    OneLineParser,
+    check_formats,
+    check_writable,
+    load_pipeline,
+    requested_features,
+    requested_method,
+)
 from .ct_limits import DEFAULT_PIXEL_SPACING, check_pixel_spacing
+from .generate_volume import generate_volume
 from .sampling_defaults import CLASSIFIER, CONTRAST, EXAGGERATED_SCALES, GRAIN, NUM_STEPS, RECOMMENDED_SCALES
 from .version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
-    from diffusers import SchedulerMixin
     from matplotlib.figure import Figure
 
-    from .pipeline_lsdm import LSDMGuidedPipeline
 
 EPILOG = """
 examples:
@@ -39,18 +44,9 @@ parameters.json, and drawn_map.png if guidance changed labels or outlines of nod
 The shipped weights were trained on pixels of 0.5..1.0 mm, mostly about 0.7 mm. A map whose pixels are far from that
 gets a warning; resample it with nearest neighbours. Not for clinical use.
 """
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
-FORMATS = {"png": None, "npy": None, "nifti": "nibabel", "dicom": "pydicom"}  # and the library that is needed
 SPACING_TOLERANCE = 1e-3  # a spacing typed with three digits is the same as the file's
 PREVIEW_DPI = 110
 PREVIEW_INCHES = (15, 5.6)
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Ends with one line where an argument is wrong, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -70,6 +66,16 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--pretrained_model_name_or_path", help="folder or Hub id of a pipeline; default: the shipped small checkpoint"
+    )
+    parser.add_argument(
+        "--volume",
+        action="store_true",
+        help="the map is a volume, a NIfTI file of several slices or a folder of maps in the order of their names: "
+        "neighbouring slices agree. Writes volume.nii.gz, semantic_maps.nii.gz and cuts.png; with --format dicom also "
+        "a series",
+    )
+    parser.add_argument(
+        "--slice_spacing_mm", type=float, help="distance of the slices of --volume, for a folder of maps"
     )
     nodules = parser.add_argument_group("nodules (each guided feature applies to every nodule of the map)")
     nodules.add_argument("--malignancy", help='"benign", "malignant" or a rating 1..5')
@@ -158,148 +164,6 @@ def check_paths(semantic_map: str | None, checkpoint: str | None, output: Path) 
                 "(owner/name) of a pipeline on the Hub."
             )
     check_writable(output)
-
-
-def check_writable(output: Path) -> None:
-    """Check that a file can be written in a folder, by writing one and removing it and each new folder again.
-
-    The permissions alone do not tell: the disk may be mounted read-only, and a name may be too long.
-
-    Raises:
-        ValueError: if it cannot.
-    """
-    missing: list[Path] = []
-    try:
-        for folder in (output, *output.absolute().parents):
-            if folder.exists():
-                break
-            missing.append(folder)
-        if not folder.is_dir():
-            raise ValueError(f"`--output` is {output}, but {folder} is a file, and a folder is needed.")
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise ValueError(f"`--output` is {output}, but no file can be written there: {error.strerror}.") from None
-    finally:
-        for folder in missing:  # the innermost first
-            if os.path.isdir(folder):  # unlike Path.is_dir, it is False for a name that is too long
-                folder.rmdir()
-
-
-def check_formats(formats: Sequence[str]) -> None:
-    """Check that the library of each format is installed.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    for name in formats:
-        library = FORMATS[name]
-        if library is not None and importlib.util.find_spec(library) is None:
-            raise ValueError(
-                f'`--format` has {name}, but {library} is not installed; install it, or the extra "demo" of '
-                "lsdm_diffusers."
-            )
-
-
-def requested_features(args: argparse.Namespace) -> dict[str, str | float]:
-    """The nodule features that the command line asks for, as `nodule_features` of the pipeline takes them.
-
-    Raises:
-        ValueError: for a value that is not allowed.
-    """
-    from .nodule_features import NODULE_FEATURES, feature_target
-
-    features: dict[str, str | float] = {}
-    for name in NODULE_FEATURES:
-        value = getattr(args, name)
-        if value is not None:
-            features[name] = _number_or_word(value)
-            feature_target(name, features[name])
-    return features
-
-
-def requested_method(words: Sequence[str] | None) -> str | dict[str, str] | None:
-    """`guidance_method` of the pipeline from the words of the flag: one name, or feature=name."""
-    if words is None or (len(words) == 1 and "=" not in words[0]):
-        return words[0] if words else None
-    for word in words:
-        if "=" not in word:
-            raise ValueError(f"`--guidance_method` has {word!r} among several, but FEATURE=METHOD is needed there.")
-    return {feature: method for feature, _, method in (word.partition("=") for word in words)}
-
-
-def _number_or_word(value: str | float) -> str | float:
-    try:
-        return float(value)
-    except ValueError:
-        return value
-
-
-def scheduler_class(name: str) -> "type[SchedulerMixin]":
-    """The class of diffusers' scheduler `name`.
-
-    Raises:
-        ValueError: for another name, for a scheduler whose package is missing, or for a flow-matching scheduler,
-            which fits no model of noise or v.
-    """
-    import diffusers
-    from diffusers.utils import DummyObject
-
-    found = getattr(diffusers, name, None)
-    if isinstance(found, DummyObject):  # stands for a class whose package is missing
-        missing = " ".join(package for package in found._backends if importlib.util.find_spec(package) is None)
-        raise ValueError(f"`--scheduler` is {name!r}, but a package that it needs is missing: pip install {missing}")
-    if not isinstance(found, type) or not issubclass(found, diffusers.SchedulerMixin):
-        raise ValueError(
-            f"`--scheduler` is {name!r}, but a diffusers scheduler class such as DDIMScheduler is needed."
-        )
-    if not hasattr(found, "add_noise"):
-        raise ValueError(
-            f"`--scheduler` is {name!r}, but a flow-matching scheduler fits no model of noise or v; use DDIMScheduler."
-        )
-    return found
-
-
-def load_pipeline(
-    checkpoint: str,
-    scheduler: str | None,
-    device: str | None,
-    pipeline_class: "type[LSDMGuidedPipeline] | None" = None,
-) -> "LSDMGuidedPipeline":
-    """Load the pipeline for fast guidance on a device.
-
-    Args:
-        checkpoint: folder or Hub id.
-        scheduler: name of a diffusers scheduler class, or None for the checkpoint's own.
-        device: torch device, or None for cuda where there is one, otherwise cpu.
-        pipeline_class: `LSDMGuidedPipeline`, which None stands for, or one that is derived from it.
-
-    Raises:
-        ValueError: for a scheduler or device that does not exist.
-        OSError: for a checkpoint that cannot be loaded.
-    """
-    import torch
-
-    from .pipeline_lsdm import LSDMGuidedPipeline
-
-    exchanged = None if scheduler is None else scheduler_class(scheduler)
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise ValueError(f"`--device` is {device!r}, but a torch device such as cpu or cuda is needed.") from None
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"`--device` is {device!r}, but torch finds no CUDA device here.")
-    try:
-        torch.zeros(1, device=place).item()
-    except (RuntimeError, AssertionError):  # a type that this torch lacks, a number too high, or "meta"
-        raise ValueError(f"`--device` is {device!r}, but torch cannot use that device here.") from None
-    pipe: LSDMGuidedPipeline = (pipeline_class or LSDMGuidedPipeline).from_pretrained(checkpoint).to(place)
-    for module in (pipe.vae, *pipe.classifiers.values()):
-        module.to(memory_format=torch.channels_last)  # makes guidance faster on a CPU
-    if exchanged is not None:
-        pipe.scheduler = exchanged.from_config(pipe.scheduler.config)
-    return pipe
 
 
 def preview(semantic_map: "np.ndarray", hu: "np.ndarray", title: str) -> "Figure":
@@ -408,6 +272,8 @@ def generate(args: argparse.Namespace) -> list[Path]:
     Raises:
         ValueError, OSError: for a bad argument, before anything is written.
     """
+    if args.slice_spacing_mm is not None:
+        raise ValueError(f"`--slice_spacing_mm` is {args.slice_spacing_mm:g}, but it is for `--volume` alone.")
     check_paths(args.semantic_map, args.pretrained_model_name_or_path, args.output)
     if args.num_images < 1:
         raise ValueError(f"`--num_images` is {args.num_images}, but at least 1 is needed.")
@@ -491,7 +357,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; `arguments` instead of those of the command line."""
     args = parse_args(arguments)
     try:
-        files = generate(args)
+        if args.volume:
+            files = generate_volume(args)
+        else:
+            files = generate(args)
     except (ValueError, OSError) as error:
         raise SystemExit(f"lsdm-generate: {error}") from None
     print("\n".join(str(file) for file in files))

@@ -434,7 +434,10 @@ class LSDMGuidedPipeline(SemanticMapPipeline):
         drawn = []
         for labels, wish, noise in zip(maps, wishes, noises, strict=True):
             features = None if wish is None else [wish]
-            output: Any = self(labels, features, latents=noise, generator=grain_generator, **call_arguments)
+            arguments = dict(call_arguments)
+            if features is None and nodule_features is not None:  # no nodule in this slice
+                arguments["guidance_scale"] = DEFAULT_SCALE
+            output: Any = self(labels, features, latents=noise, generator=grain_generator, **arguments)
             images += list(output.images)
             drawn.append(output.semantic_maps)
         stack: Any = images

@@ -16,7 +16,7 @@ from diffusers import (
 
 from lsdm_diffusers.volume_noise import features_of_slices, noise_correlation, volume_noise
 
-from .conftest import sample
+from .conftest import sample, tiny_pipeline
 
 CPU = torch.device("cpu")
 
@@ -116,3 +116,19 @@ def test_schedulers_that_draw_noise_are_refused(pipe, volume, scheduler, options
             sample(pipe, volume, volume=True, slice_spacing_mm=2)
     else:
         assert len(sample(pipe, volume[:1], volume=True, slice_spacing_mm=2)) == 1
+
+
+def test_slices_without_a_nodule_are_not_warned_of(recwarn):
+    """Guidance of the volume's nodule says nothing of the slices beyond it."""
+    maps = np.full((3, 64, 64), 4, dtype=np.uint8)
+    maps[1, 10:20, 10:20] = 7
+    tiny_pipeline()(
+        maps,
+        {"malignancy": "benign"},
+        guidance_scale=2.0,
+        num_inference_steps=1,
+        volume=True,
+        slice_spacing_mm=2.0,
+        output_type="hu",
+    )
+    assert not [warning for warning in recwarn if "nothing is guided" in str(warning.message)]

@@ -146,14 +146,22 @@ def save_dicom(
     """
     hu = _check_slice(hu)
     _check_sizes(pixel_spacing, slice_thickness)
-    dicom = _dicom_dataset(hu, pixel_spacing, slice_thickness, window_limits(window))
+    dicom = dicom_dataset(hu, pixel_spacing, slice_thickness, window_limits(window))
     with part_file(Path(path)) as part:
         dicom.save_as(part, enforce_file_format=True)
 
 
-def _dicom_dataset(
-    hu: np.ndarray, pixel_spacing: float, slice_thickness: float, window: tuple[float, float]
+def dicom_dataset(
+    hu: np.ndarray, pixel_spacing: float, slice_thickness: float, window: tuple[float, float] | None = None
 ) -> "Dataset":
+    """The DICOM file of a slice, of a study, series and frame of reference of its own.
+
+    Args:
+        hu: checked Hounsfield units, (H, W), int16.
+        pixel_spacing: edge of a pixel in mm.
+        slice_thickness: in mm.
+        window: centre and width that a viewer opens with; None takes that of the lung.
+    """
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
     from pydicom.valuerep import DSfloat
@@ -162,7 +170,7 @@ def _dicom_dataset(
         return DSfloat(value, auto_format=True)  # a decimal string has at most 16 characters
 
     height, width = hu.shape
-    centre, window_width = window
+    centre, window_width = window or window_limits("lung")
     now = datetime.datetime.now()
     date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     instance = generate_uid(prefix=None)  # 2.25 and a random UUID, which needs no registered root

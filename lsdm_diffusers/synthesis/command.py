@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..command_line import HUB_ID, OneLineParser, check_writable, load_pipeline
 from ..ct_limits import DEFAULT_PIXEL_SPACING, check_pixel_spacing
-from ..generate import HUB_ID, OneLineParser, check_writable
 from ..version import __version__
 
 if TYPE_CHECKING:
@@ -145,7 +145,6 @@ def synthesize(args: argparse.Namespace) -> None:
 
     from ..checkpoint import small_checkpoint
     from ..evaluation.images import weights_digest
-    from ..generate import load_pipeline
     from .job import Job, pin_job, read_result, run_locally, run_on_ray, write_failures
     from .maps import open_maps
     from .set_card import write_card, write_samples

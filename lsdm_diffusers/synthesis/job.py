@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..command_line import load_pipeline
 from ..data.dataset import write_shard
 from ..io.atomic_write import write_atomically
 from .maps import MapSource, open_maps
@@ -74,8 +75,6 @@ class ShardWorker:
     """Holds a loaded pipeline and writes shards."""
 
     def __init__(self, job: Job):
-        from ..generate import load_pipeline
-
         torch.set_num_threads(job.threads)
         self.job, self.recipe = job, job.checked_recipe
         self.maps: MapSource = open_maps(job.maps, job.split, job.pixel_spacing)

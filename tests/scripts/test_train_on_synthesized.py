@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from lsdm_diffusers import generate
-from lsdm_diffusers.synthesis import command
+from lsdm_diffusers.synthesis import command, job
 
 from ..conftest import tiny_pipeline
 from .conftest import WEIGHTS_FILE
@@ -17,7 +16,8 @@ def test_a_classifier_trains_for_three_steps(tmp_path, train, vae, monkeypatch):
         np.save(tmp_path / "maps" / f"{number}.npy", labels)
     recipe = "num_slices: 12\nrows_per_shard: 4\nvalidation: 0.34\nnum_inference_steps: 1\ndiameter_mm: [8, 20]\n"
     (tmp_path / "recipe.yaml").write_text(recipe)
-    monkeypatch.setattr(generate, "load_pipeline", lambda *_: tiny_pipeline())
+    for module in (command, job):
+        monkeypatch.setattr(module, "load_pipeline", lambda *_: tiny_pipeline())
     flags = ["--maps", tmp_path / "maps", "--recipe", tmp_path / "recipe.yaml", "--output_dir", tmp_path / "set"]
     command.main([str(flag) for flag in flags])
     flags = ["--dataset_name", tmp_path / "set", "--pretrained_vae", vae, "--train_batch_size", 2]

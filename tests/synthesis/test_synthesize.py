@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from lsdm_diffusers import generate
 from lsdm_diffusers.data.dataset import decode_image
 from lsdm_diffusers.labels import SemanticLabel
 from lsdm_diffusers.semantic_map import find_nodules
@@ -50,7 +49,8 @@ def recipe_file(tmp_path_factory):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(generate, "load_pipeline", lambda *_: tiny_pipeline())
+    for module in (command, job):
+        monkeypatch.setattr(module, "load_pipeline", lambda *_: tiny_pipeline())
 
 
 @pytest.fixture
