@@ -5,7 +5,6 @@ leaves the hidden folder, and the next one goes on from its finished edits.
 """
 
 import csv
-import gzip
 import hashlib
 import io
 import json
@@ -22,6 +21,7 @@ from .edit_requests import CHANGE, INSERT, EditRequest
 from .io.atomic_write import part_file, write_atomically
 from .io.dicom.derived_series import stored_values, write_derived_series, write_segmentation
 from .io.dicom.series import CtSeries
+from .io.volume_files import save_nifti_volume
 from .series_edits import (
     EditedSeries,
     change_nodule_3d,
@@ -259,7 +259,6 @@ def _write_all(
     parameters: dict[str, Any],
     report: Callable[[str], None],
 ) -> None:
-    import nibabel
     import pydicom
     from tqdm.auto import tqdm
 
@@ -286,19 +285,15 @@ def _write_all(
             names[entry["nodule"]] = f"nodule {entry['nodule']} {entry['words']}"
     if names:
         write_segmentation(paths, nodules, series, names, folder / "nodules.dcm")
-    volume = nibabel.Nifti1Image(nodules.transpose(2, 1, 0).astype(np.int16), series.nifti_affine)
-    volume.header.set_xyzt_units("mm")
-    volume.set_qform(series.nifti_affine, code="scanner")
-    volume.set_sform(series.nifti_affine, code="scanner")
-    write_atomically(folder / "nodules.nii.gz", gzip.compress(volume.to_bytes()))
-    new_uids = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
+    save_nifti_volume(nodules.astype(np.int16), folder / "nodules.nii.gz", series.nifti_affine)
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
     found = find_nodules_3d(nodules, series.pixel_spacing_mm, series.slice_spacing_mm)
     rows = io.StringIO()
     writer = csv.writer(rows)
     writer.writerow(ANNOTATION_COLUMNS)
     for nodule in found:
         z, y, x = series.place_of(nodule.centre)
-        writer.writerow([new_uids[0].SeriesInstanceUID, *(f"{v:.3f}" for v in (x, y, z, nodule.diameter_mm))])
+        writer.writerow([headers[0].SeriesInstanceUID, *(f"{v:.3f}" for v in (x, y, z, nodule.diameter_mm))])
     write_atomically(folder / "annotations.csv", rows.getvalue().encode())
     undo = []
     for index in np.flatnonzero(changed.any((1, 2))).tolist():
@@ -307,7 +302,7 @@ def _write_all(
         undo.append(
             {
                 "file": paths[index].name,
-                "sop_instance_uid": str(new_uids[index].SOPInstanceUID),
+                "sop_instance_uid": str(headers[index].SOPInstanceUID),
                 "source_sop_instance_uid": series.files[index].sop_instance_uid,
                 "box_yxyx": [box[0].start, box[1].start, box[0].stop, box[1].stop],
                 "stored_before": stored_values(series, index)[box].tolist(),
@@ -318,7 +313,7 @@ def _write_all(
     summary = {
         **parameters,
         "source_series_instance_uid": series.series_instance_uid,
-        "series_instance_uid": str(new_uids[0].SeriesInstanceUID),
+        "series_instance_uid": str(headers[0].SeriesInstanceUID),
         "job": digest,
         "version": __version__,
         "edits": entries,

@@ -16,6 +16,7 @@ from .io.nodule_stamp import DIAMETER_MM, MIN_SHARE_IN_LUNG, NoduleDoesNotFit, s
 from .labels import SemanticLabel
 from .nodule_features import INDETERMINATE_RATING, feature_rating
 from .pipeline_lsdm_inpaint import LSDMInpaintPipeline, dilated_mask
+from .sampling_defaults import OUTLINE
 from .segmentation import semantic_map_from_hu
 from .slice_edits import draw_outlines, with_vessels
 
@@ -243,7 +244,7 @@ def change_nodule_3d(
     """
     _check_series(hu, slice_spacing_mm)
     methods = pipe.recommended_methods(call_arguments.get("guidance_method"))
-    outlined = [name for name in nodule_features if methods.get(name) == "outline"]
+    outlined = [name for name in nodule_features if methods.get(name) == OUTLINE]
     if outlined:
         raise ValueError(
             f"`nodule_features` asks for {outlined[0]}, which is an outline: remove the nodule and insert another."
